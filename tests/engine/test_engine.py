@@ -1,0 +1,332 @@
+"""The engine on the fake runner: every expectation is worked out by hand."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tpuinfer.engine.engine import Engine, fold
+from tpuinfer.engine.request import MAX_STOP_IDS, CompletionOutput, Request, SamplingParams
+from tpuinfer.engine.runner import StepTokens
+from tpuinfer.engine.scheduler import QueueFullError
+from tpuinfer.errors import RequestError
+from tpuinfer.testing.fake import FakePending, FakeRunner, FakeTokenizer
+
+
+def engine(slots: int = 2, *, steps: int = 1, max_waiting: int = 100, **runner: Any) -> Engine:
+    return Engine(
+        FakeRunner(slots, **runner), FakeTokenizer(), steps=steps, max_waiting=max_waiting
+    )
+
+
+def ask(name: str, prompt: str, choice: int = 0, **params: Any) -> Request:
+    params = {"temperature": 0, "max_tokens": 4, **params}
+    return Request(name, FakeTokenizer().encode(prompt), SamplingParams(**params), choice)
+
+
+def step(one: Engine, answers: dict[str, CompletionOutput]) -> list[str]:
+    """One step; what it says is added to the answers. Returns who was named."""
+    deltas = one.step()
+    for delta in deltas:
+        answer = answers.setdefault(delta.request_id, CompletionOutput(0))
+        assert answer.finish_reason is None, f"{delta.request_id} finished before"
+        answer.text += delta.text
+        answer.token_ids += delta.token_ids
+        answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason
+        if delta.logprobs is not None:
+            answer.logprobs = (answer.logprobs or []) + delta.logprobs
+    return [delta.request_id for delta in deltas]
+
+
+def run(one: Engine, *requests: Request) -> dict[str, CompletionOutput]:
+    answers: dict[str, CompletionOutput] = {}
+    for request in requests:
+        one.add(request)
+    for _ in range(1000):
+        step(one, answers)
+    assert not one.has_work
+    assert all(answer.finish_reason for answer in answers.values())
+    return answers
+
+
+def test_one_request() -> None:
+    answer = run(engine(), ask("r", "abc"))["r"]
+    assert answer.text == "defg"
+    assert answer.token_ids == [100, 101, 102, 103]
+    assert (answer.finish_reason, answer.logprobs) == ("length", None)
+
+
+def test_nothing_to_do() -> None:
+    one = engine()
+    assert not one.has_work
+    assert one.step() == []
+    assert one.metrics.steps == 0
+
+
+def test_a_long_prompt_goes_in_by_chunks() -> None:
+    one = engine(chunk=4, capacity=64)
+    assert run(one, ask("r", "klmnopqrstu", max_tokens=2))["r"].text == "vw"
+    assert [kind for kind, _ in one.runner.events if kind != "result"] == ["prefill"] * 3 + [
+        "decode"
+    ]
+
+
+def test_the_model_ends_the_text() -> None:
+    answer = run(engine(), ask("r", "|", max_tokens=None))["r"]
+    assert answer.text == "}~\x7f"
+    assert answer.token_ids == [125, 126, 127, 0]
+    assert (answer.finish_reason, answer.stop_reason) == ("stop", None)
+
+
+def test_stop_strings_and_stop_ids() -> None:
+    answers = run(
+        engine(),
+        ask("string", "a", stop=["xx", "de"], max_tokens=10),
+        ask("id", "a", stop_token_ids=[101], max_tokens=10),
+        ask("ignored", "~", ignore_eos=True, max_tokens=4),
+    )
+    assert (answers["string"].text, answers["string"].stop_reason) == ("bc", "de")
+    assert answers["string"].token_ids == [98, 99, 100, 101]
+    assert (answers["id"].text, answers["id"].stop_reason) == ("bcd", 101)
+    assert answers["ignored"].token_ids == [127, 0, 1, 2]
+    assert answers["ignored"].finish_reason == "length"
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_steps_per_dispatch_change_nothing_but_the_grain(steps: int) -> None:
+    answers = run(
+        engine(steps=steps),
+        ask("a", "a", max_tokens=6, logprobs=0),
+        ask("b", "k", max_tokens=10, stop=["pq"]),
+        ask("c", "|", max_tokens=10),
+    )
+    assert [answers[name].text for name in "abc"] == ["bcdefg", "lmno", "}~\x7f"]
+    assert answers["a"].logprobs == [-t / 128 for t in range(98, 104)]
+
+
+def test_decode_steps_are_never_more_than_one_row_can_use() -> None:
+    one = engine(steps=8)
+    run(one, ask("r", "a", max_tokens=4))
+    assert [len(one.runner.sent), one.metrics.generation_tokens] == [2, 4]
+    one = engine(steps=8)
+    run(one, ask("r", "a", max_tokens=1))
+    assert one.runner.events == [("prefill", 0), ("result", 0)]
+
+
+class WideRunner(FakeRunner):
+    """Its decode is compiled for 8 steps, and gives that many rows however few are asked."""
+
+    def decode(self, steps: int, active: Sequence[int]) -> FakePending:
+        result = super().decode(steps, active).result()
+        more = ((0, 8 - steps), (0, 0))
+        wide = StepTokens(
+            np.pad(result.tokens, more, constant_values=-1), np.pad(result.logprobs, more)
+        )
+        return FakePending(wide, 0.0, lambda: None)
+
+
+def test_rows_beyond_the_steps_asked_are_padding() -> None:
+    one = Engine(WideRunner(2), FakeTokenizer(), steps=3)
+    answers = run(one, ask("a", "a", max_tokens=4, logprobs=0), ask("b", "k", max_tokens=13))
+    assert (answers["a"].text, answers["b"].text) == ("bcde", "lmnopqrstuvwx")
+    assert len(answers["a"].logprobs or []) == 4
+
+
+def test_the_next_dispatch_goes_out_before_the_last_is_read() -> None:
+    one = engine()
+    run(one, ask("r", "abc", max_tokens=4))
+    assert one.runner.events == [
+        ("prefill", 0),
+        ("decode", 1),
+        ("result", 0),
+        ("decode", 2),
+        ("result", 1),
+        ("decode", 3),
+        ("result", 2),
+        ("result", 3),  # all four tokens were on their way: nothing more was dispatched
+    ]
+
+
+def test_prefill_and_decode_alternate() -> None:
+    one = engine(slots=2, chunk=2, capacity=64)
+    one.add(ask("short", "a", max_tokens=20))
+    one.step()
+    one.add(ask("long", "abcdefgh"))
+    for _ in range(4):
+        one.step()
+    kinds = [kind for kind, _ in one.runner.events if kind != "result"]
+    assert kinds == ["prefill", "decode"] * 5
+    assert one.runner.sent[-1] == (0, 1)
+
+
+def test_a_reused_slot_starts_clean() -> None:
+    """The example in the engine's docstring, with one slot: A ends by a stop string."""
+    one, answers = engine(slots=1), {}
+    one.add(ask("A", "a", stop=["d"], max_tokens=50))
+    one.add(ask("B", "m", max_tokens=3))
+    named = [step(one, answers) for _ in range(6)]
+    assert not one.has_work
+    assert (answers["A"].text, answers["B"].text) == ("bc", "nop")
+    assert answers["A"].token_ids == [98, 99, 100]
+    assert named == [["A"], ["A"], ["A"], ["B"], ["B"], ["B"]]
+    assert one.runner.events[5:11] == [
+        ("decode", 3),  # lists A, which has ended in dispatch 2
+        ("result", 2),
+        ("prefill", 4),  # B reopens the slot
+        ("decode", 5),
+        ("result", 3),
+        ("result", 4),
+    ]
+
+
+def test_abort_in_every_phase() -> None:
+    one, answers = engine(slots=2, chunk=2), {}
+    one.add(ask("decoding", "a", max_tokens=40))
+    one.add(ask("prefilling", "abcdefgh"))
+    one.add(ask("waiting", "abc"))
+    one.step()
+    one.step()
+    assert (one.metrics.running, one.metrics.waiting) == (2, 1)
+    assert one.abort("waiting")
+    assert one.abort("prefilling")
+    assert one.abort("decoding")
+    assert not one.abort("decoding")
+    assert not one.abort("never seen")
+    assert (one.metrics.running, one.metrics.waiting) == (0, 0)
+    assert one.metrics.finished == {"stop": 0, "length": 0, "abort": 3}
+    assert one.has_work, "a dispatch is still in flight"
+    assert step(one, answers) == []
+    assert not one.has_work
+    assert run(one, ask("next", "x"))["next"].text == "yz{|"
+
+
+def test_an_id_is_free_again_and_gets_none_of_the_old_tokens() -> None:
+    one = engine(slots=1)
+    one.add(ask("r", "a", max_tokens=40))
+    one.step()
+    with pytest.raises(RequestError, match="'r' is that of a live request"):
+        one.add(ask("r", "m"))
+    one.abort("r")
+    assert run(one, ask("r", "m"))["r"].text == "nopq"
+
+
+def test_the_caller_may_change_its_list_meanwhile() -> None:
+    one = engine(chunk=2)
+    request = ask("r", "abcdef")
+    answers: dict[str, CompletionOutput] = {}
+    one.add(request)
+    request.prompt_token_ids.clear()
+    for _ in range(10):
+        step(one, answers)
+    assert answers["r"].text == "ghij"
+
+
+def test_seed_and_choice_reach_the_row() -> None:
+    answers = run(
+        engine(slots=4),
+        ask("greedy", "a", seed=5, max_tokens=2),
+        ask("zero", "a", seed=0, temperature=1.0, max_tokens=2),
+        ask("seeded", "a", seed=5, temperature=1.0, max_tokens=2),
+        ask("choice", "a", choice=1, seed=5, temperature=1.0, max_tokens=2),
+    )
+    names = ("greedy", "zero", "seeded", "choice")
+    assert [answers[name].text for name in names] == ["bc", "bc", "gm", "ho"]
+
+
+def test_no_seed_draws_a_fresh_one() -> None:
+    one = engine(slots=8, vocab=128)
+    requests = [ask(str(i), "a", temperature=1.0, max_tokens=1, ignore_eos=True) for i in range(32)]
+    first = {answer.token_ids[0] for answer in run(one, *requests).values()}
+    assert len(first) > 4  # 32 draws of 128 tokens
+
+
+@pytest.mark.parametrize(
+    ("seed", "folded"),
+    [(0, 0), (2**32 - 1, 2**32 - 1), (2**32, 1), (5 << 32 | 3, 6), (2**64 - 1, 0), (-2, 1)],
+)
+def test_fold(seed: int, folded: int) -> None:
+    assert fold(seed) == folded
+
+
+@pytest.mark.parametrize(("max_tokens", "length"), [(4, 4), (100, 6), (None, 6)])
+def test_max_tokens_is_cut_to_the_context(max_tokens: int | None, length: int) -> None:
+    answer = run(engine(capacity=16), ask("r", "abcdefghij", max_tokens=max_tokens))["r"]
+    assert len(answer.token_ids) == length
+    assert answer.finish_reason == "length"
+
+
+def test_the_longest_prompt_that_fits() -> None:
+    assert len(run(engine(capacity=16), ask("r", "a" * 15))["r"].token_ids) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "param", "message"),
+    [
+        ([], {}, "prompt", "the prompt is empty"),
+        ([1] * 16, {}, "prompt", "16 tokens and the context holds 16: .* at most 15 fit"),
+        ([1, 128, 2], {}, "prompt", r"token id 128: it must be in \[0, 127\]"),
+        ([-1], {}, "prompt", "token id -1"),
+        ([1], {"stop_token_ids": [128]}, "stop_token_ids", "has 128: each must be in"),
+        (
+            [1],
+            {"stop_token_ids": range(MAX_STOP_IDS + 1)},
+            "stop_token_ids",
+            "17 ids beside the model's 1: at most 16",
+        ),
+    ],
+)
+def test_refused(prompt: list[int], params: dict[str, Any], param: str, message: str) -> None:
+    one = engine(capacity=16)
+    with pytest.raises(RequestError, match=message) as refusal:
+        one.add(Request("r", prompt, SamplingParams(**params)))
+    assert refusal.value.param == param
+    assert not one.has_work
+
+
+def test_as_many_stop_ids_as_the_device_holds() -> None:
+    one = engine()
+    ids = range(MAX_STOP_IDS)  # 0 is the model's own
+    assert run(one, ask("r", "~", stop_token_ids=ids))["r"].token_ids == [127, 0]
+
+
+def test_a_full_queue_refuses_and_keeps_nothing() -> None:
+    one = engine(slots=1, max_waiting=1)
+    one.add(ask("a", "a"))
+    one.add(ask("b", "k"))
+    with pytest.raises(QueueFullError, match="at most 1 may wait"):
+        one.add(ask("c", "x"))
+    answers = run(one)
+    assert sorted(answers) == ["a", "b"]
+    assert run(one, ask("c", "x"))["c"].text == "yz{|"
+
+
+def test_metrics() -> None:
+    one = engine(slots=1)
+    run(one, ask("a", "abc", max_tokens=4), ask("b", "|", max_tokens=9))
+    metrics = one.metrics
+    assert metrics.finished == {"stop": 1, "length": 1, "abort": 0}
+    assert (metrics.prompt_tokens, metrics.generation_tokens) == (4, 8)
+    assert (metrics.ttft.count, metrics.inter_token.count, metrics.queue.count) == (2, 6, 2)
+    assert metrics.ttft.sum > metrics.queue.sum > 0
+    assert (metrics.slots, metrics.running, metrics.waiting) == (1, 0, 0)
+
+
+def test_shards_share_prefills() -> None:
+    one = engine(slots=4, shards=4)
+    answers = run(one, *[ask(letter, letter, max_tokens=3) for letter in "aceg"])
+    assert [answers[letter].text for letter in "aceg"] == ["bcd", "def", "fgh", "hij"]
+    assert one.runner.sent == [(0, 1, 2, 3)] * 3
+
+
+def test_a_failing_device_is_not_hidden() -> None:
+    one = engine()
+    one.add(ask("r", "a"))
+    one.step()
+
+    def fail(steps: int, active: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    one.runner.decode = fail
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        one.step()

@@ -1,0 +1,199 @@
+"""The one module that calls Orbax: a flat dict of arrays <-> a directory.
+
+Orbax keeps dotted names of a flat dict apart, so names are stored as they are.
+"""
+
+import contextlib
+import gc
+import logging
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from tpuinfer.checkpoint.paths import locate
+from tpuinfer.errors import CheckpointError
+
+_T = TypeVar("_T")
+
+_SETTLE_SECONDS = 0.3
+
+WRITE_BYTES = 128 * 2**20
+"""Bytes in flight while saving."""
+
+READ_BYTES = 128 * 2**20
+"""Bytes in flight while loading: what the host holds beyond the arrays themselves."""
+
+CHUNK_BYTES = 2 * 2**20
+"""Small chunks let any mesh read just its own shards; compression would cost more than it saves."""
+
+
+def save(path: Path, params: Iterable[tuple[str, NDArray[Any]]]) -> None:
+    """Write named arrays, taken one at a time, to a directory that does not exist yet.
+
+    The host holds all of them, for Orbax wants the whole tree, and some 300 MB beside them. For one
+    process: call it before `jax.distributed.initialize`.
+
+    Raises:
+      CheckpointError: it cannot be written.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
+    # Orbax bounds what it buffers for jax arrays only, and copies all numpy arrays at once.
+    host = jax.local_devices(backend="cpu")[0]
+    arrays = {name: jax.device_put(values, host) for name, values in params}
+    largest = max(array.nbytes for array in arrays.values())
+    context.memory.write_concurrent_bytes = max(WRITE_BYTES, largest + 1)
+
+    def work() -> None:
+        with context:
+            ocp.save(locate(path), arrays)
+
+    _guarded(path, "written", "is there room, and is it writable?", work)
+
+
+def metadata(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Name -> (shape, stored dtype); no array is read.
+
+    Raises:
+      CheckpointError: `path` holds no Orbax tree, or a damaged one, or one that is not flat.
+    """
+    leaves = _stored(path)
+    return {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in leaves.items()}
+
+
+def load(path: Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Read arrays onto devices, each device only its own shards, cast to the dtype asked for.
+
+    Args:
+      path: the Orbax directory.
+      abstract: name -> shape, dtype and sharding of every array; the names and shapes must be
+        those stored.
+
+    Raises:
+      CheckpointError: the tree is missing, damaged or another.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    stored = _stored(path)
+    check_same(path, abstract, {name: tuple(leaf.shape) for name, leaf in stored.items()})
+    context = ocp.Context()
+    context.memory.read_concurrent_bytes = max(
+        READ_BYTES, *(_footprint(stored[name], abstract[name]) + 1 for name in abstract)
+    )
+
+    def work() -> dict[str, jax.Array]:
+        with context:
+            loaded: dict[str, jax.Array] = ocp.load(locate(path), dict(abstract))
+        for array in loaded.values():
+            array.block_until_ready()
+        return loaded
+
+    return _guarded(path, "loaded", "are its files whole? verify tells", work)
+
+
+def check_same(
+    path: Path,
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    stored: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Refuse names and shapes that differ, all of them in one CheckpointError."""
+    problems = [f"{name} is missing" for name in abstract if name not in stored]
+    problems += [f"{name} is not part of the model" for name in stored if name not in abstract]
+    problems += [
+        f"{name} is {list(stored[name])} and the model needs {list(leaf.shape)}"
+        for name, leaf in abstract.items()
+        if name in stored and tuple(leaf.shape) != stored[name]
+    ]
+    if problems:
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise CheckpointError(f"{path}: {'; '.join(problems[:8])}{more}")
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """Orbax's own metadata leaves, by name."""
+    from orbax.checkpoint import v1 as ocp
+
+    def work() -> dict[str, Any]:
+        leaves = dict(ocp.metadata(locate(path)).metadata or {})
+        if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves.values()):
+            raise ValueError("it is not a flat dict of arrays")
+        return leaves
+
+    return _guarded(path, "opened", "it is missing, incomplete or no checkpoint", work)
+
+
+def _footprint(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
+    """The most bytes that one read can take: Orbax refuses a limit that is not above each of them.
+
+    A read is a shard of the array, rounded out to whole chunks, in the dtype asked for.
+    """
+    shape = wanted.shape
+    chunks = stored.storage_metadata.chunk_shape if stored.storage_metadata else shape
+    shard = wanted.sharding.shard_shape(shape) if wanted.sharding else shape
+    sizes = (
+        min((part // chunk + 2) * chunk, -(-size // chunk) * chunk)
+        for size, part, chunk in zip(shape, shard, chunks, strict=True)
+    )
+    itemsize: int = max(np.dtype(stored.dtype).itemsize, wanted.dtype.itemsize)
+    elements: int = math.prod(sizes)
+    return elements * itemsize
+
+
+def _guarded(path: Path, verb: str, hint: str, work: Callable[[], _T]) -> _T:
+    """Do `work`; whatever it raises becomes one CheckpointError, and nothing is printed."""
+    with _quiet():
+        try:
+            return work()
+        except Exception as error:
+            reason = _reason(error)
+        _settle()
+    if "RESOURCE_EXHAUSTED" in reason:
+        hint = "the parameters do not fit on the devices; use a larger mesh or bfloat16"
+    raise CheckpointError(f"{path}: cannot be {verb} ({reason}): {hint}")
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost cause, for Orbax wraps what TensorStore said."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{lines[0][:160]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep off the terminal what Orbax logs, warns and drops beside what it raises."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    hook = sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"coroutine .* was never awaited")
+            yield
+    finally:
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _settle() -> None:
+    """Let reads that are still under way end, and collect what the failed load left behind.
+
+    Orbax closes its event loop at the first failure; reads that end later complain about that.
+    """
+    time.sleep(_SETTLE_SECONDS)
+    gc.collect()

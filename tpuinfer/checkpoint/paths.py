@@ -1,0 +1,44 @@
+"""Local paths and object storage behind one function."""
+
+import os
+import re
+from pathlib import Path
+from typing import cast
+
+from tpuinfer.errors import CheckpointError
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://")
+_FLATTENED = re.compile(r"(gs|s3):/[^/]")
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` names object storage, such as gs://bucket/model."""
+    return _SCHEME.match(os.fspath(path)) is not None
+
+
+def locate(path: str | os.PathLike[str]) -> Path:
+    """An absolute local Path, or for object storage an etils Path, which has the same methods.
+
+    Object storage is never resolved as if it were local.
+
+    Raises:
+      CheckpointError: a URL that went through pathlib and lost a slash, or a storage whose driver
+        is not installed.
+    """
+    text = os.fspath(path)
+    if _FLATTENED.match(text):
+        raise CheckpointError(
+            f"{text}: pathlib has taken a slash out of this URL; pass it as text: "
+            f"{text.replace(':/', '://', 1)}"
+        )
+    if not is_remote(text):
+        return Path(text).expanduser().absolute()
+    from etils import epath  # type: ignore[import-untyped]
+
+    remote = cast(Path, epath.Path(text))
+    try:
+        remote.exists()
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{text}: object storage cannot be reached ({reason})") from None
+    return remote

@@ -1,0 +1,40 @@
+"""`python -m tpuinfer.convert`: a GGUF file or a catalogue name to a checkpoint directory."""
+
+import logging
+from typing import Literal
+
+from absl import flags
+
+from tpuinfer import flags as shared
+from tpuinfer.checkpoint import catalogue, layout
+from tpuinfer.checkpoint import convert as room
+from tpuinfer.checkpoint.fetch import fetch
+from tpuinfer.checkpoint.load import default_cache_dir
+from tpuinfer.checkpoint.paths import locate
+
+_OUTPUT = flags.DEFINE_string("output", None, "Directory to write; must not exist or be empty.")
+
+_log = logging.getLogger("tpuinfer.convert")
+
+
+def main() -> None:
+    """Convert --model into --output; --dtype float32 rounds nothing, auto stores bfloat16."""
+    chosen = shared.settings()
+    dtype: Literal["bfloat16", "float32"] = "float32" if chosen.dtype == "float32" else "bfloat16"
+    output = _OUTPUT.value
+    assert output is not None  # the flag is marked as required
+    with shared.Bars() as progress:
+        source = locate(chosen.model)
+        if not source.exists():
+            entry = catalogue.find(chosen.model)
+            cache = shared.cache_dir() or default_cache_dir()
+            source = fetch(entry, cache / "downloads", progress)
+        target = room.convert(source, output, dtype, progress)
+        if shared.VERIFY.value:
+            layout.verify(target, progress)
+    _log.info("%s: %s, %s", target, chosen.model, dtype)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("output")
+    shared.run(main)

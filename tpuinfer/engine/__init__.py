@@ -1,0 +1,13 @@
+"""Who runs when, on the host: continuous batching over a few slots.
+
+request   what a caller asks for and gets back: SamplingParams, Request, Delta, RequestOutput
+runner    the verbs between the scheduler and the accelerator: Runner, PrefillWork, StepTokens
+engine    Engine: add, abort, step; dispatches k + 1 before it reads k
+scheduler Scheduler, QueueFullError: waiting -> prefilling -> decoding -> finished
+slots     SlotPool: which rows are free
+answer    Answer: from one row's token ids to text, and the rules by which a row ends
+metrics   Metrics, Histogram: what is counted meanwhile
+
+Ignorant of HTTP, of files and of how text is split into tokens; all of the above know no jax and
+reach the accelerator through `Runner` alone. All public names are imported from their modules.
+"""

@@ -1,0 +1,192 @@
+"""`LLM`: the engine as three lines of Python. Names follow vLLM's where they fit."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tpuinfer.config import EngineConfig
+from tpuinfer.engine import build
+from tpuinfer.engine.request import (
+    CompletionOutput,
+    Delta,
+    Request,
+    RequestOutput,
+    SamplingParams,
+)
+from tpuinfer.errors import RequestError
+from tpuinfer.sharding.report import Placement
+from tpuinfer.sharding.rules import ShardingRules
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+_UNBOUNDED = 2**31
+"""Waiting requests of an offline run: the caller's list is the bound."""
+
+
+class LLM:
+    """A model on a mesh, ready to generate.
+
+    >>> llm = LLM("smollm2-135m-instruct", mesh="2x4")            # doctest: +SKIP
+    >>> llm.generate(["The sky is"], SamplingParams(temperature=0))[0].outputs[0].text
+
+    Attributes:
+      plan: what was decided about sizes and places. tokenizer: the model's own.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "smollm2-135m-instruct",
+        *,
+        mesh: str | int = 1,
+        rules: str | Path | ShardingRules | None = None,
+        dtype: str = "auto",
+        slots: int | str = 8,
+        context: int | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        """Load and compile.
+
+        Args:
+          model: a catalogue name, a checkpoint directory, or a GGUF file.
+          mesh: 8, "2x4" or "data=2,model=4"; on the CPU the devices are simulated.
+          rules: a ShardingRules table or a TOML file with one; None = the default table.
+          dtype: of weights and activations: auto, bfloat16 or float32.
+          slots: N or "NxLENGTH": requests that run at once, and the length of each one's ring.
+          context: tokens a request may have in all; None = by the model and the platform.
+          progress: called with (label, done, total) while loading.
+
+        Raises:
+          TpuinferError: one line that names the value, the rule and what works.
+        """
+        watch = progress or build.silent
+        plan = build.make_plan(
+            model,
+            mesh=mesh,
+            rules=rules,
+            dtype=dtype,
+            engine=EngineConfig.parse(slots, context),
+            progress=watch,
+        )
+        self._take(build.load(plan, max_waiting=_UNBOUNDED, progress=watch))
+
+    @classmethod
+    def from_loaded(cls, loaded: build.Loaded) -> "LLM":
+        """An LLM over an engine that is loaded already."""
+        llm = cls.__new__(cls)
+        llm._take(loaded)
+        return llm
+
+    def _take(self, loaded: build.Loaded) -> None:
+        self.plan = loaded.plan
+        self.tokenizer = loaded.tokenizer
+        self._engine = loaded.engine
+        self._ids = itertools.count()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        on_delta: Callable[[int, Delta], None] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts, batched; answers come back in the order of the prompts.
+
+        Args:
+          prompts: one or several, each a string or a list of token ids.
+          sampling_params: one for all, or one per prompt; None = the defaults (16 tokens).
+          on_delta: called with (index of the prompt, delta) as text arrives.
+
+        Raises:
+          RequestError: a prompt or a parameter cannot be served; then nothing is generated.
+        """
+        several = _as_list(prompts)
+        texts = [prompt if isinstance(prompt, str) else None for prompt in several]
+        ids = [
+            self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            for prompt in several
+        ]
+        return self._run(texts, ids, sampling_params, on_delta)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        on_delta: Callable[[int, Delta], None] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several; each is a list of {"role", "content"}.
+
+        Raises:
+          RequestError: as `generate`, or the chat template refuses the messages.
+        """
+        if not messages:
+            raise RequestError("messages is empty: give at least one", param="messages")
+        conversations: Any = [messages] if isinstance(messages[0], Mapping) else messages
+        texts = [self.tokenizer.apply_chat_template(one) for one in conversations]
+        ids = [self.tokenizer.encode_chat(one) for one in conversations]
+        return self._run(texts, ids, sampling_params, on_delta)
+
+    def _run(
+        self,
+        texts: Sequence[str | None],
+        ids: Sequence[list[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        on_delta: Callable[[int, Delta], None] | None,
+    ) -> list[RequestOutput]:
+        params = _per_prompt(sampling_params, len(ids))
+        names = [f"generate-{next(self._ids)}" for _ in ids]
+        index = {name: position for position, name in enumerate(names)}
+        answers = [CompletionOutput(0) for _ in ids]
+        try:
+            for name, prompt, how in zip(names, ids, params, strict=True):
+                self._engine.add(Request(name, prompt, how))
+            while self._engine.has_work:
+                for delta in self._engine.step():
+                    position = index[delta.request_id]
+                    _extend(answers[position], delta)
+                    if on_delta:
+                        on_delta(position, delta)
+        except BaseException:
+            for name in names:
+                self._engine.abort(name)
+            raise
+        return [
+            RequestOutput(name, text, list(prompt), [answer], True)
+            for name, text, prompt, answer in zip(names, texts, ids, answers, strict=True)
+        ]
+
+    def sharding(self) -> list[Placement]:
+        """Where each weight and ring lies on the mesh, and why."""
+        return self.plan.placements()
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    several: list[Any] = list(prompts)
+    return [several] if several and isinstance(several[0], int) else several
+
+
+def _per_prompt(
+    params: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise RequestError(
+            f"{len(params)} sampling parameters for {count} prompts: give one, or one each",
+            param="sampling_params",
+        )
+    return list(params)
+
+
+def _extend(answer: CompletionOutput, delta: Delta) -> None:
+    answer.text += delta.text
+    answer.token_ids += delta.token_ids
+    if delta.logprobs is not None:
+        answer.logprobs = [*(answer.logprobs or []), *delta.logprobs]
+        answer.cumulative_logprob = sum(answer.logprobs)
+    if delta.finish_reason is not None:
+        answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason

@@ -1,0 +1,88 @@
+"""The few verbs between the scheduler and the accelerator.
+
+`Runner` is what the engine needs; `tpuinfer.engine.device.DeviceRunner` answers it with compiled
+programs, `tpuinfer.testing.fake.FakeRunner` with arithmetic that is done by hand. No jax here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tpuinfer.engine.request import SamplingParams
+
+
+@dataclass(frozen=True)
+class PrefillWork:
+    """One chunk of one prompt, bound for one slot.
+
+    Attributes:
+      slot: global slot number; it lives on data shard `slot // (slots // shards)`.
+      tokens: the chunk's tokens, 1 <= len(tokens) <= bucket.
+      start: position of tokens[0] in the prompt; 0 (re)opens the slot.
+      bucket: the padded width the chunk runs at, by the prompt's length alone.
+      last: the prompt ends with this chunk: sample its first token and let the slot decode.
+      limit: the most tokens the row may generate, the first one included (>= 1).
+      stop_ids: token ids that end the row, at most MAX_STOP_IDS.
+      seed: in [0, 2**32).
+      choice: enters the random key beside the seed.
+    """
+
+    slot: int
+    tokens: Sequence[int]
+    start: int
+    bucket: int
+    last: bool
+    limit: int
+    stop_ids: tuple[int, ...]
+    seed: int
+    choice: int
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class StepTokens:
+    """What one dispatch produced.
+
+    Attributes:
+      tokens: [n, slots] int32; -1 where a slot produced nothing at that step.
+      logprobs: [n, slots] float32; log-probability of each token under the model's own
+        distribution (temperature 1, nothing cut); only meaningful for rows that asked.
+    """
+
+    tokens: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+
+
+class Pending(Protocol):
+    """A dispatch on its way; `result` waits for it."""
+
+    def result(self) -> StepTokens: ...
+
+
+class Runner(Protocol):
+    """Fixed-shape prefill and decode over slots; state stays behind this interface.
+
+    Dispatches take effect in the order they are made.
+    """
+
+    slots: int
+    shards: int
+    capacity: int
+    chunk: int
+    buckets: tuple[int, ...]
+
+    def prefill(self, work: Sequence[PrefillWork]) -> Pending:
+        """Run one chunk for at most one slot per data shard, all of the same bucket.
+
+        The result has n = 1 and a token for each slot whose work is `last`.
+        """
+
+    def decode(self, steps: int, active: Sequence[int]) -> Pending:
+        """Run up to `steps` tokens for every slot in `active` that is still alive on the device.
+
+        A row stops by itself after a stop id or at its limit (that last token is returned; later
+        steps give -1). A slot not in `active` is dead from here on, until a prefill reopens it.
+        """

@@ -1,0 +1,146 @@
+"""The flags that front doors share, and how one runs: progress, one-line errors, exit codes.
+
+absl flags are process-global, so each shared flag is defined here and nowhere else.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import app, flags
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from tpuinfer.config import DTYPES, EngineConfig, Settings, load_settings
+from tpuinfer.errors import TpuinferError
+
+if TYPE_CHECKING:
+    from tpuinfer.engine.build import Loaded
+
+_DEFAULT = Settings()
+
+CONFIG = flags.DEFINE_string("config", None, "TOML file with any of the settings below.")
+MODEL = flags.DEFINE_string(
+    "model", _DEFAULT.model, "Catalogue name, checkpoint directory, or GGUF file."
+)
+MESH = flags.DEFINE_string(
+    "mesh", _DEFAULT.mesh, "8 (model=8), 2x4 (data=2, model=4) or data=2,model=4."
+)
+RULES = flags.DEFINE_string("rules", None, "TOML file with sharding rules; default: built in.")
+DTYPE = flags.DEFINE_enum("dtype", _DEFAULT.dtype, DTYPES, "Of weights and activations.")
+SLOTS = flags.DEFINE_string(
+    "slots", str(_DEFAULT.slots), "Requests that run at once: N or NxLENGTH."
+)
+CONTEXT = flags.DEFINE_integer(
+    "context", None, "Tokens a request may have, prompt and answer; default: by the model."
+)
+CACHE_DIR = flags.DEFINE_string(
+    "cache-dir", None, "Where models and compiled programs are kept; default: the user's cache."
+)
+VERIFY = flags.DEFINE_bool("verify", False, "Check the checkpoint's SHA-256 sums before loading.")
+SHOW_SHARDING = flags.DEFINE_bool(
+    "show-sharding", False, "Print where each weight and ring lies, its bytes, and why."
+)
+
+_SHARED = {"model": MODEL, "mesh": MESH, "rules": RULES, "dtype": DTYPE, "slots": SLOTS}
+
+Watch = Callable[[str, int, int], None]
+
+
+def settings() -> Settings:
+    """What the flags and the file named by --config say together; flags given win.
+
+    Raises:
+      ConfigError: the file or a value cannot be used.
+    """
+    given: dict[str, Any] = {name: flag.value for name, flag in _SHARED.items() if flag.present}
+    if CONTEXT.present:
+        given["context"] = CONTEXT.value
+    return load_settings(CONFIG.value, given) if CONFIG.value else Settings(**given)
+
+
+def engine_config(chosen: Settings) -> EngineConfig:
+    """Slots and context of the settings, read and checked."""
+    return EngineConfig.parse(chosen.slots, chosen.context)
+
+
+def cache_dir() -> Path | None:
+    """The folder given with --cache-dir, if any."""
+    return Path(CACHE_DIR.value).expanduser() if CACHE_DIR.value else None
+
+
+def load(chosen: Settings, engine: EngineConfig, *, max_waiting: int = 2**31) -> "Loaded":
+    """The engine that the flags ask for, with bars and, where asked, sums and the sharding table.
+
+    Raises:
+      TpuinferError: one line that names what is wrong.
+    """
+    from tpuinfer.checkpoint import layout
+    from tpuinfer.engine import build
+    from tpuinfer.sharding import report
+
+    with Bars() as progress:
+        plan = build.make_plan(
+            chosen.model,
+            mesh=chosen.mesh,
+            rules=chosen.rules,
+            dtype=chosen.dtype,
+            engine=engine,
+            cache_dir=cache_dir(),
+            progress=progress,
+        )
+        if VERIFY.value:
+            layout.verify(plan.path, progress)
+        if SHOW_SHARDING.value:
+            print(report.render(report.table(plan.placements())), flush=True)
+        return build.load(plan, max_waiting=max_waiting, cache_dir=cache_dir(), progress=progress)
+
+
+class Bars:
+    """Progress bars on a terminal's stderr; nothing elsewhere. Use as a context manager."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Watch:
+        self._bars.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def _show(self, label: str, done: int, total: int) -> None:
+        if label not in self._tasks:
+            self._tasks[label] = self._bars.add_task(label, total=total)
+        self._bars.update(self._tasks[label], completed=done, total=total)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parse the flags and call `main`; what it raises becomes one line and an exit code."""
+
+    def guarded(argv: list[str]) -> Any:
+        if len(argv) > 1:
+            raise app.UsageError(f"{argv[1]!r} is not a flag; flags begin with --")
+        logging.basicConfig(
+            format="%(message)s", level=logging.WARNING, stream=sys.stderr, force=True
+        )
+        logging.getLogger("tpuinfer").setLevel(logging.INFO)
+        try:
+            main()
+        except TpuinferError as error:
+            print(f"tpuinfer: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except BrokenPipeError:
+            # The reader of our output left; what is still buffered has nowhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+
+    app.run(guarded)

@@ -1,0 +1,58 @@
+"""What each platform likes, in one place. Data only: no jax, no device is touched.
+
+The CPU column comes from measurements (BUILD_NOTES.md): bf16 dots need at least four rows to take
+the fast path and to give every row the same bits, a bf16 ring is converted whole at each write,
+and more than one step per dispatch gains nothing.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PlatformSettings:
+    """Choices that depend on the hardware, never on the load.
+
+    Attributes:
+      dtype: of weights and activations when the user says "auto".
+      ring_dtype: of the KV ring; None = the dtype of the activations.
+      min_rows: rows per data shard that a matmul must have; fewer are padded.
+      steps: decode steps in one dispatch.
+      chunk: tokens in a full prefill chunk.
+      smallest_bucket: width of the narrowest tail bucket.
+      block: ring columns that attention reads at a time; ring lengths are multiples of it.
+      default_context: ring length when nobody says one (and the model allows it).
+    """
+
+    dtype: str = "bfloat16"
+    ring_dtype: str | None = None
+    min_rows: int = 1
+    steps: int = 8
+    chunk: int = 512
+    smallest_bucket: int = 32
+    block: int = 512
+    default_context: int = 2048
+
+
+_SETTINGS = {
+    "cpu": PlatformSettings(ring_dtype="float32", min_rows=4, steps=1, block=128),
+    "gpu": PlatformSettings(min_rows=1, steps=8),
+    "tpu": PlatformSettings(min_rows=8, steps=8),
+}
+
+
+def platform_settings(platform: str) -> PlatformSettings:
+    """The settings of a jax platform name ("cpu", "gpu", "tpu"); unknown ones run like a TPU."""
+    return _SETTINGS.get(platform, _SETTINGS["tpu"])
+
+
+def for_context(settings: PlatformSettings, context: int) -> PlatformSettings:
+    """Shrink chunk and block so that neither exceeds what `context` tokens can use.
+
+    >>> for_context(PlatformSettings(chunk=512, block=512), 100).chunk
+    128
+    """
+    width = max(settings.smallest_bucket, 1 << (context - 1).bit_length())
+    return dataclasses.replace(
+        settings, chunk=min(settings.chunk, width), block=min(settings.block, width)
+    )

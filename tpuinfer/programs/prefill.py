@@ -1,0 +1,124 @@
+"""Prefill: one chunk of one prompt per row, straight into its slot's rings."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from tpuinfer.cache.ring import RingAttention, Rows
+from tpuinfer.models.blueprint import bind
+from tpuinfer.models.llama import Llama
+from tpuinfer.ops.sampling import SamplingRows, sample
+from tpuinfer.programs.rows import pad_rows, unpad_rows
+from tpuinfer.programs.state import DecodeState, row_arrays, shaped
+from tpuinfer.sharding.rules import Layout
+
+
+@struct.dataclass
+class PrefillInput:
+    """What the host sends along with a prefill; R rows, R / shards of them on each data shard.
+
+    Attributes:
+      tokens: [R, C] int32, padded with any id.
+      slot: [R] int32, global slot; it lies on the row's own data shard.
+      start: [R] int32, position of tokens[:, 0].
+      length: [R] int32, real tokens in the chunk; 0 = idle row.
+      last: [R] bool, the prompt ends here: sample and let the slot decode.
+      limit: [R] int32, tokens the row may generate, the first included.
+      sampling, stops: as in DecodeState, for the row.
+    """
+
+    tokens: jax.Array
+    slot: jax.Array
+    start: jax.Array
+    length: jax.Array
+    last: jax.Array
+    limit: jax.Array
+    sampling: SamplingRows
+    stops: jax.Array
+
+
+def abstract_input(rows: int, width: int, max_stop_ids: int) -> PrefillInput:
+    """Shapes of the input for chunks of `width` tokens."""
+    i32 = shaped((rows,), jnp.int32)
+    sampling, stops = row_arrays(rows, max_stop_ids)
+    return PrefillInput(
+        tokens=shaped((rows, width), jnp.int32),
+        slot=i32,
+        start=i32,
+        length=i32,
+        last=shaped((rows,), bool),
+        limit=i32,
+        sampling=sampling,
+        stops=stops,
+    )
+
+
+Prefill = Callable[
+    [Mapping[str, jax.Array], DecodeState, PrefillInput],
+    tuple[DecodeState, jax.Array, jax.Array],
+]
+
+
+def make_prefill(
+    blueprint: Llama, layout: Layout, *, block: int, min_rows: int, dtype: jnp.dtype
+) -> Prefill:
+    """The prefill program: (params, state, input) -> state, tokens [R], logprobs [R].
+
+    tokens is the first token of rows whose prompt ends in this chunk, -1 for the others.
+    """
+    attend = RingAttention(layout, block, identity=False)
+    shards = layout.shards("batch")
+
+    def prefill(
+        params: Mapping[str, jax.Array], state: DecodeState, given: PrefillInput
+    ) -> tuple[DecodeState, jax.Array, jax.Array]:
+        model = bind(blueprint, params)
+        rows = Rows(given.slot % (state.token.shape[0] // shards), given.start, given.length)
+        x, rings = model.hidden(given.tokens, state.rings, rows, attend, layout, dtype)
+        ends = given.last & (given.length > 0)
+
+        def first_tokens() -> tuple[jax.Array, jax.Array]:
+            at = jnp.maximum(given.length - 1, 0)[:, None, None]
+            final = jnp.take_along_axis(x, at, axis=1)[:, 0]
+            logits = model.logits(pad_rows(final, shards, min_rows), layout)
+            logits = unpad_rows(logits, shards, final.shape[0] // shards)
+            return sample(logits, given.sampling, given.start + given.length)
+
+        def nothing() -> tuple[jax.Array, jax.Array]:
+            return jnp.zeros(ends.shape, jnp.int32), jnp.zeros(ends.shape)
+
+        tokens, logprobs = jax.lax.cond(ends.any(), first_tokens, nothing)
+        tokens = jnp.where(ends, tokens, -1)
+        return dataclasses.replace(_open_slots(state, given, tokens), rings=rings), tokens, logprobs
+
+    return prefill
+
+
+def _open_slots(state: DecodeState, given: PrefillInput, tokens: jax.Array) -> DecodeState:
+    """Write each row's side of the state into its slot; idle rows write nothing.
+
+    A slot whose prompt goes on is not live; one whose first token already ends it is not either.
+    """
+    slots = state.token.shape[0]
+    at = jnp.where(given.length > 0, given.slot, slots)
+    remaining = given.limit - 1
+    ended = (tokens[:, None] == given.stops).any(axis=-1)
+    new = DecodeState(
+        rings=(),
+        token=tokens,
+        position=given.start + given.length,
+        live=given.last & (remaining > 0) & ~ended,
+        remaining=remaining,
+        sampling=given.sampling,
+        stops=given.stops,
+    )
+    put = jax.tree.map(
+        lambda old, rows: old.at[at].set(rows, mode="drop"),
+        dataclasses.replace(state, rings=()),
+        new,
+    )
+    return cast(DecodeState, put)

@@ -1,0 +1,101 @@
+"""From `--mesh 2x4` to a `jax.sharding.Mesh`."""
+
+import logging
+import math
+import re
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from tpuinfer.errors import MeshError
+from tpuinfer.sharding.simulate import prepare_cpu_devices
+
+DATA = "data"
+MODEL = "model"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MeshShape:
+    """Sizes of the mesh axes, in order: `axes` = (("data", 2), ("model", 4))."""
+
+    axes: tuple[tuple[str, int], ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(size for _, size in self.axes)
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={size}" for name, size in self.axes)
+
+
+def parse_mesh(text: str | int) -> MeshShape:
+    """Read a mesh: "8" is model=8, "2x4" is data=2, model=4, "data=2,model=4" names the axes.
+
+    Raises:
+      MeshError: none of these forms, an axis twice or unknown, or a size below 1.
+    """
+    text = str(text).strip().replace(" ", "")
+    if re.fullmatch(r"\d+", text):
+        sizes = {DATA: 1, MODEL: int(text)}
+    elif match := re.fullmatch(r"(\d+)x(\d+)", text):
+        sizes = {DATA: int(match[1]), MODEL: int(match[2])}
+    elif re.fullmatch(r"\w+=\d+(,\w+=\d+)*", text):
+        sizes = {DATA: 1, MODEL: 1}
+        seen = set()
+        for name, number in (part.split("=") for part in text.split(",")):
+            if name not in sizes or name in seen:
+                why = "is given twice" if name in seen else "is not a mesh axis"
+                raise MeshError(f"mesh {text!r}: {name!r} {why}; the axes are {DATA} and {MODEL}")
+            seen.add(name)
+            sizes[name] = int(number)
+    else:
+        raise MeshError(f"mesh {text!r} cannot be read: write 8, 2x4 or data=2,model=4")
+    for name, size in sizes.items():
+        if size < 1:
+            raise MeshError(f"mesh {text!r}: {name} is {size}; the nearest size that works is 1")
+    return MeshShape(tuple(sizes.items()))
+
+
+def build_mesh(shape: MeshShape) -> Mesh:
+    """Lay `shape` over this process's devices; on the CPU the devices are simulated, saying so.
+
+    Raises:
+      MeshError: fewer devices than the mesh needs, or the device cannot be had (held by another
+        process, broken driver).
+    """
+    prepare_cpu_devices(shape.size)
+    devices = _devices()
+    platform = devices[0].platform
+    if shape.size > len(devices):
+        hint = (
+            "the CPU backend was started before the mesh was known; build the mesh first"
+            if platform == "cpu"
+            else f"the nearest that works is --mesh {len(devices)}"
+        )
+        raise MeshError(
+            f"mesh {shape} needs {shape.size} devices, {len(devices)} {platform} found: {hint}"
+        )
+    names = tuple(name for name, _ in shape.axes)
+    sizes = tuple(size for _, size in shape.axes)
+    if platform == "cpu" and shape.size > 1:
+        log.info("mesh %s: simulating %d devices on the CPU", shape, shape.size)
+    elif shape.size < len(devices):
+        log.info("mesh %s uses %d of %d %s", shape, shape.size, len(devices), platform)
+    if shape.size == len(devices):
+        return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names))
+    grid = np.array(devices[: shape.size]).reshape(sizes)
+    return Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def _devices() -> list[jax.Device]:
+    try:
+        return jax.devices()
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        busy = re.search(r"already in use|in use by|busy|libtpu_lockfile", text, re.IGNORECASE)
+        why = "another process holds it: stop that one first" if busy else "is the driver working?"
+        raise MeshError(f"no device could be opened ({why}): {text[:200]}") from error

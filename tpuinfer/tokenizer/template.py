@@ -1,0 +1,106 @@
+"""Chat templates: the jinja2 programs that turn messages into one prompt text.
+
+They come from the model directory only, never from a request, and run in jinja2's immutable
+sandbox: no attribute access beyond plain data, no mutation. The names a template may use are those
+Hugging Face documents for `apply_chat_template`.
+"""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from tpuinfer.errors import RequestError, TokenizerError
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """`{% generation %}...{% endgeneration %}` marks answers for training; here: its contents."""
+
+    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it as an instance attribute)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """One template of one model.
+
+    Args:
+      source: the jinja2 text.
+      special_tokens: "bos_token", "eos_token", ... -> text, as the template sees them.
+
+    Raises:
+      TokenizerError: `source` is not a template.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise TokenizerError(
+                f"chat template: line {error.lineno}: {error.message}; it must be a jinja2 template"
+            ) from error
+        self._special_tokens = dict(special_tokens or {})
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, **extra: Any
+    ) -> str:
+        """The prompt text for `messages`; `extra` names further template variables.
+
+        Raises:
+          RequestError: the template refuses the messages, or fails on them.
+        """
+        variables = {"tools": None, "documents": None, **self._special_tokens, **extra}
+        variables["messages"] = [dict(message) for message in messages]
+        variables["add_generation_prompt"] = add_generation_prompt
+        try:
+            return self._template.render(variables)
+        except Exception as error:  # a template is a program: it may fail in any way on odd input
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise RequestError(
+                f"the model's chat template refuses these messages: {reason}", param="messages"
+            ) from error
+
+
+def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"],
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as the model saw it in training: jinja2's own filter would escape HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
