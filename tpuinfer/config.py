@@ -115,12 +115,15 @@ class Settings:
         check_dtype(self.dtype)
 
 
-_TOML_TABLES = {
-    "model": {"model", "dtype"},
-    "mesh": {"mesh"},
-    "sharding": {"rules"},
-    "engine": {"slots", "context"},
+_TOML_TABLES: dict[str, dict[str, tuple[type, ...]]] = {
+    "model": {"model": (str,), "dtype": (str,)},
+    "mesh": {"mesh": (str, int)},
+    "sharding": {"rules": (str,)},
+    "engine": {"slots": (int, str), "context": (int,)},
 }
+"""Table -> key -> the types that its value may have."""
+
+_TOML_NAMES = {str: "a string", int: "an integer"}
 
 
 def load_settings(path: str | Path, overrides: Mapping[str, Any]) -> Settings:
@@ -129,7 +132,8 @@ def load_settings(path: str | Path, overrides: Mapping[str, Any]) -> Settings:
     `overrides` (flags given on the command line) win over the file.
 
     Raises:
-      ConfigError: the file is missing, is not TOML, or has a table or key that is not known.
+      ConfigError: the file is missing, is not TOML, or has a table or key that is not known, or a
+        value of another type.
     """
     values: dict[str, Any] = {}
     for table, entries in read_toml(path).items():
@@ -141,6 +145,9 @@ def load_settings(path: str | Path, overrides: Mapping[str, Any]) -> Settings:
                 raise ConfigError(
                     f"{path}: [{table}] has no {key!r}; it takes {', '.join(sorted(known))}"
                 )
+            if type(value) not in known[key]:
+                names = " or ".join(_TOML_NAMES[kind] for kind in known[key])
+                raise ConfigError(f"{path}: {key} is {value!r}: it must be {names}")
             values[key] = value
     return dataclasses.replace(Settings(**values), **overrides)
 

@@ -11,6 +11,7 @@ from tpuinfer.checkpoint import convert as room
 from tpuinfer.checkpoint.fetch import fetch
 from tpuinfer.checkpoint.load import default_cache_dir
 from tpuinfer.checkpoint.paths import locate
+from tpuinfer.errors import CheckpointError
 
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to write; must not exist or be empty.")
 
@@ -25,6 +26,8 @@ def main() -> None:
     assert output is not None  # the flag is marked as required
     with shared.Bars() as progress:
         source = locate(chosen.model)
+        if source.is_dir():
+            raise CheckpointError(f"{chosen.model}: is a directory; convert reads a GGUF file")
         if not source.exists():
             entry = catalogue.find(chosen.model)
             cache = shared.cache_dir() or default_cache_dir()

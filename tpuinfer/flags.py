@@ -8,14 +8,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from tpuinfer.config import DTYPES, EngineConfig, Settings, load_settings
-from tpuinfer.errors import TpuinferError
+from tpuinfer.errors import ConfigError, TpuinferError
 
 if TYPE_CHECKING:
     from tpuinfer.engine.build import Loaded
@@ -122,11 +122,9 @@ class Bars:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parse the flags and call `main`; what it raises becomes one line and an exit code."""
+    """Parse the flags and call `main`; what either raises becomes one line and an exit code."""
 
-    def guarded(argv: list[str]) -> Any:
-        if len(argv) > 1:
-            raise app.UsageError(f"{argv[1]!r} is not a flag; flags begin with --")
+    def guarded(_: list[str]) -> Any:
         logging.basicConfig(
             format="%(message)s", level=logging.WARNING, stream=sys.stderr, force=True
         )
@@ -134,8 +132,7 @@ def run(main: Callable[[], None]) -> None:
         try:
             main()
         except TpuinferError as error:
-            print(f"tpuinfer: {error}", file=sys.stderr)
-            sys.exit(error.exit_code)
+            _fail(error)
         except KeyboardInterrupt:
             sys.exit(130)
         except BrokenPipeError:
@@ -143,4 +140,22 @@ def run(main: Callable[[], None]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """What absl does with flags, but one line for what it refuses."""
+    try:
+        rest: list[str] = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise ConfigError(f"{rest[1]!r} is not a flag; flags begin with --")
+    except flags.Error as error:
+        _fail(ConfigError(" ".join(str(error).split())))
+    except ConfigError as error:
+        _fail(error)
+    return rest
+
+
+def _fail(error: TpuinferError) -> NoReturn:
+    print(f"tpuinfer: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)

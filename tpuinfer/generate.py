@@ -60,7 +60,8 @@ def _read_prompts() -> list[str] | None:
             sys.stdin.read() if _PROMPTS.value == "-" else Path(_PROMPTS.value).read_text("utf-8")
         )
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"prompts is {_PROMPTS.value!r}: cannot be read ({error})") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"prompts is {_PROMPTS.value!r}: cannot be read ({why})") from error
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ConfigError(f"prompts is {_PROMPTS.value!r}: it has no line with text")

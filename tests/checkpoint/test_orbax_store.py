@@ -46,6 +46,17 @@ def test_dotted_names_shapes_dtypes_and_values_come_back(store: Path) -> None:
         np.testing.assert_array_equal(np.asarray(loaded[name]), array)
 
 
+def test_saving_needs_no_cpu_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(backend: str) -> None:
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", absent)
+    orbax_store.save(tmp_path / "params", ARRAYS.items())
+    monkeypatch.undo()
+    loaded = orbax_store.load(tmp_path / "params", abstract())
+    np.testing.assert_array_equal(np.asarray(loaded["layers"]), ARRAYS["layers"])
+
+
 def test_metadata_tells_shapes_and_dtypes(store: Path) -> None:
     assert orbax_store.metadata(store) == {
         name: (array.shape, array.dtype) for name, array in ARRAYS.items()

@@ -24,6 +24,7 @@ from tpuinfer.errors import CheckpointError
 _T = TypeVar("_T")
 
 _SETTLE_SECONDS = 0.3
+_SETTLE_TRIES = 10
 
 WRITE_BYTES = 128 * 2**20
 """Bytes in flight while saving."""
@@ -49,9 +50,8 @@ def save(path: Path, params: Iterable[tuple[str, NDArray[Any]]]) -> None:
     context = ocp.Context()
     context.array.saving.use_compression = False
     context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
-    # Orbax bounds what it buffers for jax arrays only, and copies all numpy arrays at once.
-    host = jax.local_devices(backend="cpu")[0]
-    arrays = {name: jax.device_put(values, host) for name, values in params}
+    context.memory.deepcopy_host_arrays = False
+    arrays = {name: _on_host(values) for name, values in params}
     largest = max(array.nbytes for array in arrays.values())
     context.memory.write_concurrent_bytes = max(WRITE_BYTES, largest + 1)
 
@@ -60,6 +60,14 @@ def save(path: Path, params: Iterable[tuple[str, NDArray[Any]]]) -> None:
             ocp.save(locate(path), arrays)
 
     _guarded(path, "written", "is there room, and is it writable?", work)
+
+
+def _on_host(values: NDArray[Any]) -> NDArray[Any] | jax.Array:
+    """As a jax array where there is a CPU backend: of those alone Orbax bounds what it buffers."""
+    try:
+        return jax.device_put(values, jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return values
 
 
 def metadata(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -152,12 +160,12 @@ def _footprint(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
 
 def _guarded(path: Path, verb: str, hint: str, work: Callable[[], _T]) -> _T:
     """Do `work`; whatever it raises becomes one CheckpointError, and nothing is printed."""
-    with _quiet():
+    with _quiet() as complaints:
         try:
             return work()
         except Exception as error:
             reason = _reason(error)
-        _settle()
+        _settle(complaints)
     if "RESOURCE_EXHAUSTED" in reason:
         hint = "the parameters do not fit on the devices; use a larger mesh or bfloat16"
     raise CheckpointError(f"{path}: cannot be {verb} ({reason}): {hint}")
@@ -172,28 +180,36 @@ def _reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep off the terminal what Orbax logs, warns and drops beside what it raises."""
+def _quiet() -> Iterator[list[object]]:
+    """Keep off the terminal what Orbax logs, warns and drops beside what it raises.
+
+    Yields a list that grows by one for each exception that nobody was there to catch.
+    """
+    complaints: list[object] = []
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
     hook = sys.unraisablehook
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = lambda _: None
+    sys.unraisablehook = lambda what: complaints.append(what.exc_type)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"coroutine .* was never awaited")
-            yield
+            yield complaints
     finally:
         sys.unraisablehook = hook
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
-def _settle() -> None:
+def _settle(complaints: list[object]) -> None:
     """Let reads that are still under way end, and collect what the failed load left behind.
 
     Orbax closes its event loop at the first failure; reads that end later complain about that.
     """
-    time.sleep(_SETTLE_SECONDS)
-    gc.collect()
+    for _ in range(_SETTLE_TRIES):
+        before = len(complaints)
+        time.sleep(_SETTLE_SECONDS)
+        gc.collect()
+        if len(complaints) == before:
+            break

@@ -5,7 +5,6 @@ that scripts port.
 """
 
 import enum
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -87,7 +86,7 @@ class SamplingParams:
                 )
 
     def _check(self, name: str, value: float, low: float, high: float) -> None:
-        if not (math.isfinite(value) and low <= value <= high):
+        if not low <= value <= high:  # NaN is not either
             near = low if not value > low else high
             raise RequestError(
                 f"{name} is {value}: it must be in [{low}, {high}]; nearest: {near}", param=name

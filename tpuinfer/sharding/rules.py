@@ -93,6 +93,9 @@ def load_rules(path: str | Path) -> ShardingRules:
     if unknown := sorted(set(data) - {"axes", "fallback", "reduce"}):
         raise MeshError(f"{path}: {unknown[0]!r} is not known; write [axes], [fallback], reduce")
     default = ShardingRules()
+    for table in ("axes", "fallback"):
+        if not isinstance(data.get(table, {}), dict):
+            raise MeshError(f"{path}: {table} is {data[table]!r}: write a table, [{table}]")
     axes = {name: axis or None for name, axis in data.get("axes", {}).items()}
     return ShardingRules(
         axes={**default.axes, **axes},

@@ -1,0 +1,178 @@
+"""Tiny models with random weights, and their programs compiled in a second or two.
+
+`TINY` has heads that a model axis of 4 or 8 divides; `ODD` has nothing that divides: 3 heads on 1
+KV head, 97 tokens, and an embed that 4 divides and 8 does not. What is built is kept for the
+process, so tests share the compiled programs; a `runner` of its own state costs next to nothing.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from tpuinfer.cache.spec import RingSpec, ring_length
+from tpuinfer.config import ModelConfig
+from tpuinfer.engine.device import DeviceRunner
+from tpuinfer.engine.request import MAX_STOP_IDS
+from tpuinfer.models import registry
+from tpuinfer.models.blueprint import weights
+from tpuinfer.models.llama import Llama
+from tpuinfer.platform import PlatformSettings, platform_settings
+from tpuinfer.programs.buckets import default_buckets
+from tpuinfer.programs.compile import Program, ProgramSpec, compile_programs, program_specs
+from tpuinfer.programs.state import DecodeState, abstract_state, zeros
+from tpuinfer.sharding.mesh import build_mesh, parse_mesh
+from tpuinfer.sharding.rules import Layout, ShardingRules, resolve
+
+TINY = ModelConfig(
+    family="llama",
+    vocab=128,
+    embed=32,
+    mlp=64,
+    layers=2,
+    heads=16,
+    kv_heads=8,
+    head_dim=8,
+    context=1024,
+    eos_ids=(0,),
+)
+
+ODD = ModelConfig(
+    family="llama",
+    vocab=97,
+    embed=36,
+    mlp=60,
+    layers=2,
+    heads=3,
+    kv_heads=1,
+    head_dim=8,
+    context=1024,
+    tie_embeddings=True,
+    eos_ids=(0,),
+)
+
+CHUNK, SMALLEST_BUCKET, BLOCK = 16, 4, 8
+BUCKETS = default_buckets(CHUNK, SMALLEST_BUCKET)
+
+
+def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """Weights by the blueprint's names and shapes, the same for the same seed.
+
+    Norms lie around 1; the others are scaled so that each layer changes what it is given about as
+    much as it keeps.
+    """
+    random = np.random.default_rng(seed)
+    made = {}
+    for name, weight in weights(registry.build(config)).items():
+        normal = random.standard_normal(weight.shape)
+        if len(weight.shape) == 1:
+            value = 1 + 0.1 * normal
+        else:
+            value = normal / np.sqrt(weight.shape[-1])
+        made[name] = value.astype(np.float32)
+    return made
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny model on a mesh: what `engine.build` makes of a checkpoint, without the checkpoint.
+
+    Attributes:
+      weights: float32, on the host. params: the same on the mesh, in the model's dtype.
+      state: shapes and shardings of the decode state.
+      capacity: tokens a request may have, prompt and answer.
+    """
+
+    config: ModelConfig
+    blueprint: Llama
+    layout: Layout
+    settings: PlatformSettings
+    dtype: str
+    capacity: int
+    state: DecodeState
+    weights: Mapping[str, NDArray[np.float32]]
+    params: Mapping[str, jax.Array]
+
+    @functools.cached_property
+    def specs(self) -> dict[str, ProgramSpec]:
+        """The programs before they are compiled, by name."""
+        specs = program_specs(
+            self.blueprint,
+            self.layout,
+            self.state,
+            settings=self.settings,
+            dtype=self.dtype,
+            buckets=BUCKETS,
+        )
+        return {spec.name: spec for spec in specs}
+
+    @functools.cached_property
+    def programs(self) -> dict[str, Program]:
+        """The closed set, compiled when first asked for."""
+        return compile_programs(list(self.specs.values()), None)
+
+    def runner(self, state: DecodeState | None = None) -> DeviceRunner:
+        """A runner with a state of its own: `state` (which it will donate), or an idle one."""
+        return DeviceRunner(
+            self.params,
+            zeros(self.state) if state is None else state,
+            self.programs,
+            shards=self.layout.shards("batch"),
+            capacity=self.capacity,
+            buckets=BUCKETS,
+            steps=self.settings.steps,
+        )
+
+
+@functools.cache
+def tiny(
+    config: ModelConfig = TINY,
+    mesh: str = "1",
+    *,
+    slots: int = 4,
+    context: int = 64,
+    dtype: str = "float32",
+    steps: int = 4,
+    rules: Any = None,
+) -> Tiny:
+    """A tiny model laid out on a mesh, with the CPU's settings but small chunks and blocks.
+
+    Args:
+      mesh: as `--mesh` takes it. context: tokens per request; the rings have as many columns.
+      steps: the most decode steps in one dispatch. rules: `ShardingRules`, None = the default.
+    """
+    layout = resolve(
+        rules or ShardingRules(), build_mesh(parse_mesh(mesh)), registry.axis_sizes(config, slots)
+    )
+    settings = dataclasses.replace(
+        platform_settings("cpu"),
+        dtype=dtype,
+        steps=steps,
+        chunk=CHUNK,
+        smallest_bucket=SMALLEST_BUCKET,
+        block=BLOCK,
+    )
+    ring = RingSpec(slots, config.kv_heads, ring_length(context, BLOCK), config.head_dim, "float32")
+    blueprint = registry.build(config)
+    host = random_weights(config)
+    places = weights(blueprint)
+    return Tiny(
+        config,
+        blueprint,
+        layout,
+        settings,
+        dtype,
+        context,
+        abstract_state((ring,) * config.layers, layout, MAX_STOP_IDS),
+        host,
+        {
+            name: jax.device_put(value.astype(jnp.dtype(dtype)), layout.sharding(places[name].axes))
+            for name, value in host.items()
+        },
+    )
