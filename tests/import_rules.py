@@ -42,7 +42,7 @@ RULES = (
     Rule("absl", ("front doors", "flags")),
     Rule("os.environ", ("front doors", "sharding.simulate")),
     Rule("os.getenv", ("front doors",)),
-    Rule("jax.jit", ("programs", "checkpoint")),
+    Rule("jax.jit", ("programs", "checkpoint", "models.blueprint")),
     Rule("jax.pmap", ()),
     Rule("jax._src", ()),
     Rule("flax.nnx", ("models",)),
@@ -63,6 +63,7 @@ NO_JAX = (
     "engine.engine",
     "engine.metrics",
     "engine.runner",
+    "engine.answer",
     "programs.buckets",
 )
 

@@ -1,4 +1,4 @@
-"""A tiny model that speaks: `tiny_gguf`'s two layers with a byte-level vocabulary and a template."""
+"""A tiny model that speaks: `tiny_gguf`'s two layers, a vocabulary of characters, a template."""
 
 from pathlib import Path
 from typing import Any

@@ -13,6 +13,9 @@ from tpuinfer.checkpoint.load import default_cache_dir
 from tpuinfer.checkpoint.paths import locate
 from tpuinfer.errors import CheckpointError
 
+for _flag in (shared.CONFIG, shared.MODEL, shared.DTYPE, shared.CACHE_DIR, shared.VERIFY):
+    flags.declare_key_flag(_flag.name)
+
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to write; must not exist or be empty.")
 
 _log = logging.getLogger("tpuinfer.convert")

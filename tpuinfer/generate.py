@@ -12,6 +12,8 @@ from tpuinfer.engine.llm import LLM
 from tpuinfer.engine.request import Delta, RequestOutput, SamplingParams
 from tpuinfer.errors import ConfigError, RequestError
 
+flags.adopt_module_key_flags(shared)
+
 _PROMPT = flags.DEFINE_string("prompt", None, "Text to continue; with --chat, a user's message.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "File with one prompt per line; - for stdin.")
 _CHAT = flags.DEFINE_bool("chat", False, "Render prompts with the model's chat template.")

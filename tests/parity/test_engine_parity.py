@@ -73,14 +73,14 @@ def test_prompts_are_tokenized_as_in_the_goldens(llm, stored):
 
 @pytest.mark.parametrize("mesh", ["2x4", "8"])
 def test_meshes_give_the_same_greedy_tokens(mesh, stored):
-    few = [golden for golden in stored.goldens if len(golden.prompt_ids) < 64][:6]
+    few = [golden for golden in stored.goldens if len(golden.prompt_ids) <= 32][:6]
     assert len(few) >= 4
-    params = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)
-    llm = LLM(mesh=mesh, dtype="float32", context=128)
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    llm = LLM(mesh=mesh, dtype="float32", context=64)
     outputs = llm.generate([golden.prompt_ids for golden in few], params)
     for golden, output in zip(few, outputs, strict=True):
         tokens = output.outputs[0].token_ids
-        assert np.array_equal(tokens, golden.tokens[:32]), golden.name
+        assert np.array_equal(tokens, golden.tokens[:24]), golden.name
 
 
 def test_the_answer_people_know(llm):

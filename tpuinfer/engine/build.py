@@ -12,7 +12,7 @@ from tpuinfer.config import EngineConfig, ModelConfig, check_dtype
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.request import MAX_STOP_IDS
-from tpuinfer.errors import ConfigError, MeshError
+from tpuinfer.errors import CheckpointError, ConfigError, MeshError
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, weights
 from tpuinfer.platform import PlatformSettings, for_context, platform_settings
@@ -130,6 +130,11 @@ def load(
     """
     use_compilation_cache((cache_dir or checkpoint_load.default_cache_dir()) / "compiled")
     tokenizer = load_tokenizer(plan.path)
+    if tokenizer.vocab_size > plan.config.vocab:
+        raise CheckpointError(
+            f"{plan.path}: the tokenizer knows {tokenizer.vocab_size} ids, but the embedding has "
+            f"{plan.config.vocab} rows: they are not of one model"
+        )
     blueprint = registry.build(plan.config)
     shapes = abstract_params(blueprint, plan.layout, plan.dtype)
     state = abstract_state(plan.rings, plan.layout, MAX_STOP_IDS)

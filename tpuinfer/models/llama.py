@@ -95,7 +95,7 @@ def read_config(hf: Mapping[str, Any]) -> ModelConfig:
     Raises:
       ConfigError: an entry is missing, or asks for what this family does not do here.
     """
-    scaling = hf.get("rope_scaling") or {}
+    scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     refused = {
         "rope_scaling": kind if kind != "default" else None,
@@ -120,7 +120,7 @@ def read_config(hf: Mapping[str, Any]) -> ModelConfig:
             kv_heads=int(hf.get("num_key_value_heads") or heads),
             head_dim=int(hf.get("head_dim") or embed // heads),
             context=int(hf["max_position_embeddings"]),
-            rope_theta=float(hf.get("rope_theta") or 10_000.0),
+            rope_theta=float(hf.get("rope_theta") or scaling.get("rope_theta") or 10_000.0),
             norm_eps=float(hf["rms_norm_eps"]),
             tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
             eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),

@@ -16,6 +16,9 @@ from flax import struct
 
 _BITS = 32
 
+_COLDEST = 1e-6
+"""Lower temperatures count as this one: all but certain to take the most likely token."""
+
 
 @struct.dataclass
 class SamplingRows:
@@ -69,7 +72,9 @@ def sample(
 def _draw(logits: jax.Array, rows: SamplingRows, positions: jax.Array) -> jax.Array:
     """Gumbel-max over the tokens that survive the cuts: [R] int32."""
     temperature = jnp.where(rows.temperature > 0, rows.temperature, 1.0)
-    scaled = logits / temperature[:, None]
+    temperature = jnp.maximum(temperature, _COLDEST)
+    # The highest logit comes down to 0 first, so that no temperature can make infinities meet.
+    scaled = (logits - logits.max(axis=-1, keepdims=True)) / temperature[:, None]
     kept = keep(scaled, rows)
 
     def noise(seed: jax.Array, choice: jax.Array, position: jax.Array) -> jax.Array:
@@ -128,9 +133,10 @@ def _top_p(keys: jax.Array, weights: jax.Array, kept: jax.Array, p: jax.Array) -
 
 def _ordered(x: jax.Array) -> jax.Array:
     """Float32 to uint32 keys of the same order (-0.0 counts as 0.0)."""
-    bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32)
-    negative = bits >> (_BITS - 1) == 1
-    return jnp.where(negative, ~bits, bits | jnp.uint32(1 << (_BITS - 1)))
+    sign = jnp.uint32(1 << (_BITS - 1))
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    bits = jnp.where(bits == sign, 0, bits)  # not x + 0.0, which the compiler takes for x
+    return jnp.where(bits >= sign, ~bits, bits | sign)
 
 
 def _highest(keys: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:

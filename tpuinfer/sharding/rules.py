@@ -74,6 +74,11 @@ class ShardingRules:
                     f"rules put {name!r} on {self.axes[name]!r}; it can lie on "
                     f"{allowed or 'no axis'} only"
                 )
+        for group in _TOGETHER:
+            places = {name: self.axes[name] for name in group if self.axes.get(name) is not None}
+            if len(set(places.values())) > 1:
+                said = " and ".join(f"{name!r} on {axis!r}" for name, axis in places.items())
+                raise MeshError(f"rules put {said}; they can lie on the same axis only")
         for name, what in self.fallback.items():
             if what not in ("replicate", "error"):
                 raise MeshError(f"fallback of {name!r} is {what!r}: replicate or error")
@@ -96,7 +101,7 @@ def load_rules(path: str | Path) -> ShardingRules:
     for table in ("axes", "fallback"):
         if not isinstance(data.get(table, {}), dict):
             raise MeshError(f"{path}: {table} is {data[table]!r}: write a table, [{table}]")
-    axes = {name: axis or None for name, axis in data.get("axes", {}).items()}
+    axes = {name: None if axis == "" else axis for name, axis in data.get("axes", {}).items()}
     return ShardingRules(
         axes={**default.axes, **axes},
         fallback={**default.fallback, **data.get("fallback", {})},

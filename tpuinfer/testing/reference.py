@@ -78,7 +78,7 @@ def _attention(config: ModelConfig, own: Weights, x: Array) -> Array:
 
 
 def _turn(x: Array, theta: float) -> Array:
-    """Rotary positions of [T, H]: the complex number x[i] + j x[i + H/2] turns by t / theta^(2i/H)."""
+    """Rotary positions: at t, the complex number x[i] + j x[i + H/2] turns by t / theta^(2i/H)."""
     half = x.shape[1] // 2
     angles = np.arange(len(x))[:, None] * theta ** (-np.arange(half) / half)
     turned = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)

@@ -9,10 +9,8 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,10 +19,9 @@ from tpuinfer.config import ModelConfig
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.request import MAX_STOP_IDS
 from tpuinfer.models import registry
-from tpuinfer.models.blueprint import weights
+from tpuinfer.models.blueprint import abstract_params, weights
 from tpuinfer.models.llama import Llama
 from tpuinfer.platform import PlatformSettings, platform_settings
-from tpuinfer.programs.buckets import default_buckets
 from tpuinfer.programs.compile import Program, ProgramSpec, compile_programs, program_specs
 from tpuinfer.programs.state import DecodeState, abstract_state, zeros
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
@@ -57,26 +54,26 @@ ODD = ModelConfig(
     eos_ids=(0,),
 )
 
-CHUNK, SMALLEST_BUCKET, BLOCK = 16, 4, 8
-BUCKETS = default_buckets(CHUNK, SMALLEST_BUCKET)
+BUCKETS = (4, 8, 16)
+BLOCK = 8
 
 
 def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Weights by the blueprint's names and shapes, the same for the same seed.
 
-    Norms lie around 1; the others are scaled so that each layer changes what it is given about as
-    much as it keeps.
+    Norms lie around 1; the others are scaled so that the layers outweigh the last token: greedy
+    answers wander through the vocabulary, and any foreign or missing token changes them.
     """
     random = np.random.default_rng(seed)
-    made = {}
-    for name, weight in weights(registry.build(config)).items():
-        normal = random.standard_normal(weight.shape)
-        if len(weight.shape) == 1:
-            value = 1 + 0.1 * normal
-        else:
-            value = normal / np.sqrt(weight.shape[-1])
-        made[name] = value.astype(np.float32)
-    return made
+
+    def draw(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        normal = random.standard_normal(shape).astype(np.float32)
+        if len(shape) == 1:
+            return 1 + 0.1 * normal
+        gain = 2 if name.startswith("layers.") else 1
+        return normal * np.float32(gain / np.sqrt(shape[-1]))
+
+    return {name: draw(name, w.shape) for name, w in weights(registry.build(config)).items()}
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,7 @@ class Tiny:
       weights: float32, on the host. params: the same on the mesh, in the model's dtype.
       state: shapes and shardings of the decode state.
       capacity: tokens a request may have, prompt and answer.
+      buckets: widths of prefill; the last is the chunk.
     """
 
     config: ModelConfig
@@ -95,6 +93,7 @@ class Tiny:
     settings: PlatformSettings
     dtype: str
     capacity: int
+    buckets: tuple[int, ...]
     state: DecodeState
     weights: Mapping[str, NDArray[np.float32]]
     params: Mapping[str, jax.Array]
@@ -108,7 +107,7 @@ class Tiny:
             self.state,
             settings=self.settings,
             dtype=self.dtype,
-            buckets=BUCKETS,
+            buckets=self.buckets,
         )
         return {spec.name: spec for spec in specs}
 
@@ -125,7 +124,7 @@ class Tiny:
             self.programs,
             shards=self.layout.shards("batch"),
             capacity=self.capacity,
-            buckets=BUCKETS,
+            buckets=self.buckets,
             steps=self.settings.steps,
         )
 
@@ -139,40 +138,40 @@ def tiny(
     context: int = 64,
     dtype: str = "float32",
     steps: int = 4,
-    rules: Any = None,
+    buckets: tuple[int, ...] = BUCKETS,
 ) -> Tiny:
     """A tiny model laid out on a mesh, with the CPU's settings but small chunks and blocks.
 
     Args:
       mesh: as `--mesh` takes it. context: tokens per request; the rings have as many columns.
-      steps: the most decode steps in one dispatch. rules: `ShardingRules`, None = the default.
+      steps: the most decode steps in one dispatch. buckets: fewer widths compile sooner.
     """
-    layout = resolve(
-        rules or ShardingRules(), build_mesh(parse_mesh(mesh)), registry.axis_sizes(config, slots)
-    )
+    axes = registry.axis_sizes(config, slots)
+    layout = resolve(ShardingRules(), build_mesh(parse_mesh(mesh)), axes)
     settings = dataclasses.replace(
         platform_settings("cpu"),
         dtype=dtype,
         steps=steps,
-        chunk=CHUNK,
-        smallest_bucket=SMALLEST_BUCKET,
+        chunk=buckets[-1],
+        smallest_bucket=buckets[0],
         block=BLOCK,
     )
     ring = RingSpec(slots, config.kv_heads, ring_length(context, BLOCK), config.head_dim, "float32")
     blueprint = registry.build(config)
     host = random_weights(config)
-    places = weights(blueprint)
+    shapes = abstract_params(blueprint, layout, dtype)
     return Tiny(
-        config,
-        blueprint,
-        layout,
-        settings,
-        dtype,
-        context,
-        abstract_state((ring,) * config.layers, layout, MAX_STOP_IDS),
-        host,
-        {
-            name: jax.device_put(value.astype(jnp.dtype(dtype)), layout.sharding(places[name].axes))
-            for name, value in host.items()
+        config=config,
+        blueprint=blueprint,
+        layout=layout,
+        settings=settings,
+        dtype=dtype,
+        capacity=context,
+        buckets=buckets,
+        state=abstract_state((ring,) * config.layers, layout, MAX_STOP_IDS),
+        weights=host,
+        params={
+            name: jax.device_put(host[name].astype(one.dtype), one.sharding)
+            for name, one in shapes.items()
         },
     )

@@ -1,0 +1,96 @@
+"""Blocks on a mesh give what they give on one device, whether their weights are cut or not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tpuinfer.models import blocks
+from tpuinfer.models.blueprint import bind, weights
+from tpuinfer.models.registry import axis_sizes
+from tpuinfer.sharding.mesh import build_mesh, parse_mesh
+from tpuinfer.sharding.rules import ShardingRules, resolve
+from tpuinfer.testing.tiny import ODD, TINY
+
+MESHES = pytest.mark.parametrize("mesh", ["1", "2x4", "8"])
+CONFIGS = pytest.mark.parametrize("config", [TINY, ODD], ids=["sharded", "fallback"])
+
+
+def layout_of(config, mesh):
+    return resolve(ShardingRules(), build_mesh(parse_mesh(mesh)), axis_sizes(config, slots=4))
+
+
+def apply(module, layout, *arguments, seed=0):
+    """Bind random weights, placed as the layout says; returns them by name and the result."""
+    random = np.random.default_rng(seed)
+    params = {
+        name: random.standard_normal(w.shape).astype(np.float32)
+        for name, w in weights(module).items()
+    }
+    placed = {
+        name: jax.device_put(params[name], layout.sharding(w.axes))
+        for name, w in weights(module).items()
+    }
+    run = jax.jit(lambda params, *arrays: bind(module, params)(*arrays))
+    return params, run(placed, *arguments)
+
+
+def normal(*shape):
+    return np.random.default_rng(9).standard_normal(shape).astype(np.float32)
+
+
+@MESHES
+@CONFIGS
+def test_embedding_looks_up(config, mesh):
+    layout = layout_of(config, mesh)
+    table = blocks.Embedding(config.vocab, config.embed)
+    ids = np.array([[0, 1, config.vocab - 1], [5, 5, 64]] * 2, np.int32)
+
+    class Look(blocks.Embedding):
+        def __call__(self, tokens):
+            return super().__call__(tokens, layout, jnp.dtype("float32"))
+
+    assert weights(table) == weights(Look(config.vocab, config.embed))
+    params, result = apply(Look(config.vocab, config.embed), layout, ids)
+    np.testing.assert_array_equal(result, params["weight"][ids])
+
+
+@MESHES
+@CONFIGS
+def test_the_gated_mlp_by_its_formula(config, mesh):
+    layout = layout_of(config, mesh)
+
+    class MLP(blocks.GatedMLP):
+        def __call__(self, x):
+            return super().__call__(x, layout)
+
+    x = normal(4, 3, config.embed)
+    params, result = apply(MLP(config), layout, x)
+    gate, up, down = (
+        params[f"{name}_proj.weight"].astype(np.float64) for name in ("gate", "up", "down")
+    )
+    hidden = x @ gate.T
+    expected = (hidden / (1 + np.exp(-hidden)) * (x @ up.T)) @ down.T
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-3)
+
+
+@MESHES
+def test_a_sum_over_devices_treats_every_row_alike(mesh):
+    """Equal rows give equal bits, whatever their index: no reduction is cut by row."""
+    layout = layout_of(TINY, mesh)
+
+    class Out(blocks.Einsum):
+        def __call__(self, x):
+            return super().__call__(x, layout)
+
+    out = Out("BTF,DF->BTD", (32, 64), ("embed", "mlp"))
+    x = np.broadcast_to(normal(1, 1, 64), (4, 5, 64)).copy()
+    _, result = apply(out, layout, x)
+    result = np.asarray(result).reshape(20, 32)
+    np.testing.assert_array_equal(result, np.broadcast_to(result[:1], result.shape))
+
+
+def test_letters_to_axes():
+    assert blocks.activation_axes("BTNH") == ("batch", None, "heads", None)
+    assert blocks.activation_axes("BTKH") == ("batch", None, "kv_heads", None)
+    assert blocks.activation_axes("BTD") == ("batch", None, "embed")

@@ -1,0 +1,30 @@
+"""RMSNorm against its formula, and in which precision it works."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tpuinfer.ops.norm import rms_norm
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8)])
+def test_by_the_formula(shape):
+    random = np.random.default_rng(0)
+    x, weight = random.standard_normal(shape) * 5, random.standard_normal(shape[-1])
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-3) * weight
+    result = rms_norm(jnp.asarray(x, jnp.float32), jnp.asarray(weight, jnp.float32), 1e-3)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+def test_eps_keeps_a_row_of_zeros_finite():
+    result = rms_norm(jnp.zeros((1, 4)), jnp.ones(4), 1e-5)
+    np.testing.assert_array_equal(result, np.zeros((1, 4)))
+
+
+def test_bfloat16_is_squared_and_averaged_in_float32():
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((4, 512)) * 100, jnp.bfloat16)
+    result = rms_norm(x, jnp.ones(512), 1e-5)
+    wide = np.asarray(x, np.float64)
+    expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5)
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(result, np.float64), expected, rtol=2**-8)

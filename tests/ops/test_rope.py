@@ -1,0 +1,56 @@
+"""Rotary positions against complex numbers."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from tpuinfer.ops.rope import apply_rope, rope_angles
+
+THETA = 10_000.0
+POSITIONS = np.array([[0, 1, 2], [7, 511, 8191]], np.int32)
+
+
+def turned(x, positions, theta):
+    """Pair (i, i + H/2) as one complex number, turned by position / theta ** (2 i / H)."""
+    half = x.shape[-1] // 2
+    angles = positions[..., None, None] / theta ** (2 * np.arange(half) / x.shape[-1])
+    pairs = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
+    return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+
+def rotate(x, positions, theta=THETA):
+    angles = rope_angles(jnp.asarray(positions), x.shape[-1], theta)
+    return apply_rope(jnp.asarray(x), angles)
+
+
+def test_pairs_turn_like_complex_numbers():
+    x = np.random.default_rng(0).standard_normal((2, 3, 2, 8)).astype(np.float32)
+    for theta in (THETA, 500_000.0):
+        # An angle of thousands of turns in float32 is exact to about 1e-3.
+        np.testing.assert_allclose(
+            rotate(x, POSITIONS, theta), turned(x, POSITIONS, theta), atol=2e-3
+        )
+    np.testing.assert_allclose(rotate(x, POSITIONS % 8), turned(x, POSITIONS % 8, THETA), atol=1e-6)
+
+
+def test_position_zero_changes_nothing():
+    x = np.random.default_rng(1).standard_normal((1, 1, 3, 8)).astype(np.float32)
+    np.testing.assert_array_equal(rotate(x, [[0]]), x)
+
+
+def test_scores_depend_on_the_distance_alone():
+    random = np.random.default_rng(2)
+    q, k = (random.standard_normal((1, 1, 1, 8)).astype(np.float32) for _ in range(2))
+    near, far = (
+        (np.asarray(rotate(q, [[p + 5]])) * np.asarray(rotate(k, [[p]]))).sum() for p in (3, 103)
+    )
+    np.testing.assert_allclose(near, far, rtol=1e-4)
+
+
+def test_bfloat16_turns_in_float32_and_rounds_once():
+    x = jnp.asarray(np.random.default_rng(3).standard_normal((1, 3, 2, 8)), jnp.bfloat16)
+    result = rotate(x, POSITIONS[:1])
+    assert result.dtype == jnp.bfloat16
+    once = jnp.asarray(turned(np.asarray(x, np.float64), POSITIONS[:1], THETA), jnp.bfloat16)
+    np.testing.assert_allclose(
+        np.asarray(result, np.float32), np.asarray(once, np.float32), rtol=2**-7
+    )

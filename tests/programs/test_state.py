@@ -1,0 +1,51 @@
+"""The decode state: its shapes, where it lies, and how it begins."""
+
+import jax
+import numpy as np
+
+from tpuinfer.cache.spec import RingSpec
+from tpuinfer.programs.state import abstract_state, row_arrays, zeros
+from tpuinfer.testing.tiny import ODD, TINY, tiny
+
+RINGS = (RingSpec(4, 8, 16, 8, "float32"), RingSpec(4, 8, 64, 8, "bfloat16"))
+
+
+def test_shapes_by_hand():
+    state = abstract_state(RINGS, tiny(TINY).layout, 5)
+    assert [ring.keys.shape for ring in state.rings] == [(4, 8, 16, 8), (4, 8, 64, 8)]
+    assert [str(ring.values.dtype) for ring in state.rings] == ["float32", "bfloat16"]
+    assert state.stops.shape == (4, 5)
+    vectors = {
+        (leaf.shape, str(leaf.dtype))
+        for leaf in jax.tree.leaves((state.token, state.position, state.remaining, state.live))
+    }
+    assert vectors == {((4,), "int32"), ((4,), "bool")}
+    assert state.sampling.seed.dtype == np.uint32
+
+
+def test_row_arrays_are_one_row_each():
+    sampling, stops = row_arrays(3, 7)
+    assert {leaf.shape for leaf in jax.tree.leaves(sampling)} == {(3,)}
+    assert stops.shape == (3, 7)
+
+
+def test_rings_are_cut_over_the_mesh_and_the_rest_is_whole():
+    def parts(config, mesh):
+        state = tiny(config, mesh).state
+        keys, token = state.rings[0].keys, state.token
+        return keys.sharding.shard_shape(keys.shape), token.sharding.shard_shape(token.shape)
+
+    assert parts(TINY, "2x4") == ((2, 2, 64, 8), (4,))
+    assert parts(TINY, "8") == ((4, 1, 64, 8), (4,))
+    assert parts(ODD, "2x4") == ((2, 1, 64, 8), (4,))
+
+
+def test_it_begins_idle_and_in_its_place():
+    abstract = tiny(TINY, "2x4").state
+    state = zeros(abstract)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), abstract
+    )
+    for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+        assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+        assert not np.asarray(leaf).any()

@@ -1,0 +1,32 @@
+import pytest
+
+from tpuinfer.platform import PlatformSettings, for_context, platform_settings
+
+
+def test_the_cpu_pads_rows_and_keeps_its_ring_in_float32():
+    cpu = platform_settings("cpu")
+    assert (cpu.ring_dtype, cpu.min_rows, cpu.steps) == ("float32", 4, 1)
+
+
+def test_an_unknown_platform_runs_like_a_tpu():
+    assert platform_settings("neuron") == platform_settings("tpu") != platform_settings("gpu")
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_buckets_and_blocks_fit_each_other(platform):
+    settings = platform_settings(platform)
+    assert 1 <= settings.smallest_bucket <= settings.chunk <= settings.default_context
+    assert settings.default_context % settings.block == 0
+    assert settings.min_rows >= 1
+    assert settings.steps >= 1
+
+
+@pytest.mark.parametrize(
+    ("context", "chunk", "block"),
+    [(2, 32, 32), (32, 32, 32), (33, 64, 64), (100, 128, 128), (256, 256, 128), (9999, 512, 128)],
+)
+def test_chunk_and_block_shrink_with_the_context(context, chunk, block):
+    settings = PlatformSettings(chunk=512, block=128, smallest_bucket=32)
+    small = for_context(settings, context)
+    assert (small.chunk, small.block) == (chunk, block)
+    assert small.smallest_bucket == 32

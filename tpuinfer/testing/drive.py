@@ -1,0 +1,74 @@
+"""Prompts on a `Runner` by hand: cut, prefill, decode until nothing comes. No engine, no text."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tpuinfer.engine.request import SamplingParams
+from tpuinfer.engine.runner import PrefillWork, Runner
+from tpuinfer.programs.buckets import cut
+
+GREEDY = SamplingParams(temperature=0, logprobs=0)
+
+
+class Answer(NamedTuple):
+    """What one row generated: token ids, and the log-probability of each."""
+
+    tokens: list[int]
+    logprobs: list[float]
+
+
+def works(
+    runner: Runner,
+    prompt: Sequence[int],
+    *,
+    slot: int = 0,
+    limit: int = 8,
+    params: SamplingParams = GREEDY,
+    stop_ids: tuple[int, ...] = (),
+    choice: int = 0,
+) -> list[PrefillWork]:
+    """The chunks of a prompt, as an engine would send them; the seed is that of `params`, or 0."""
+    pieces = cut(len(prompt), runner.chunk, runner.buckets)
+    return [
+        PrefillWork(
+            slot=slot,
+            tokens=prompt[piece.start : piece.start + piece.size],
+            start=piece.start,
+            bucket=piece.bucket,
+            last=piece is pieces[-1],
+            limit=limit,
+            stop_ids=stop_ids,
+            seed=params.seed or 0,
+            choice=choice,
+            params=params,
+        )
+        for piece in pieces
+    ]
+
+
+def run(runner: Runner, *rows: list[PrefillWork], steps: int = 1) -> list[Answer]:
+    """Prefill the rows one after the other, then decode all until none gives a token any more.
+
+    Each row is one prompt's `works`, in a slot of its own.
+    """
+    answers = {row[0].slot: Answer([], []) for row in rows}
+    for row in rows:
+        for work in row:
+            _take(answers, runner, [work])
+    while _take(answers, runner, steps):
+        pass
+    return list(answers.values())
+
+
+def _take(answers: dict[int, Answer], runner: Runner, what: list[PrefillWork] | int) -> bool:
+    """Run one prefill, or that many decode steps, and keep the tokens; False if there were none."""
+    pending = runner.decode(what, [*answers]) if isinstance(what, int) else runner.prefill(what)
+    result = pending.result()
+    taken = False
+    for tokens, logprobs in zip(result.tokens.tolist(), result.logprobs.tolist(), strict=True):
+        for slot, answer in answers.items():
+            if tokens[slot] >= 0:
+                answer.tokens.append(tokens[slot])
+                answer.logprobs.append(logprobs[slot])
+                taken = True
+    return taken
