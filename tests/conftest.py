@@ -1,8 +1,20 @@
-"""Every test runs on 8 simulated CPU devices; rank promotion is an error, warnings are too."""
+"""Every test runs on 8 simulated CPU devices; rank promotion is an error, warnings are too.
+
+`--platform gpu` (or tpu) runs on the machine's own devices instead: then the tests that need a
+mesh need that many.
+"""
 
 import jax
+import pytest
 
 from tpuinfer.sharding.simulate import prepare_cpu_devices
 
-prepare_cpu_devices(8)
-jax.config.update("jax_numpy_rank_promotion", "raise")
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--platform", default="cpu", help="the jax platform to test on")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    jax.config.update("jax_platforms", config.getoption("--platform"))
+    prepare_cpu_devices(8)
+    jax.config.update("jax_numpy_rank_promotion", "raise")

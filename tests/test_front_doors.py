@@ -202,6 +202,7 @@ def test_what_convert_cannot_do_is_one_line(gguf, checkpoint, tmp_path):
     refused(doors.run("convert", "--model", str(checkpoint), *taken), 4, "is a directory")
     refused(doors.run("convert", "--model", "none/such", *taken), 4, "'none/such'")
     refused(doors.run("convert", "--model", str(gguf), "--output", "gs://b/x"), 4, "local")
+    refused(doors.run("convert", "--model", str(gguf), *taken, "--mesh", "2x4"), 2, "--mesh")
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -282,7 +283,7 @@ def test_a_server_may_be_stopped_while_it_loads(model, tmp_path):
     fresh = ("--model", model[1], "--cache-dir", str(tmp_path))
     with doors.started("serve", *fresh, "--port", "0") as server:
         url = server.line_with("listening on").split()[2].rstrip(",")
-        with urllib.request.urlopen(f"{url}/healthz", timeout=60) as reply:
+        with urllib.request.urlopen(f"{url}/health", timeout=60) as reply:
             assert reply.status == 200
         server.send(signal.SIGTERM)
         done = server.result()

@@ -11,10 +11,12 @@ from tpuinfer.checkpoint import convert as room
 from tpuinfer.checkpoint.fetch import fetch
 from tpuinfer.checkpoint.load import default_cache_dir
 from tpuinfer.checkpoint.paths import locate
-from tpuinfer.errors import CheckpointError
+from tpuinfer.errors import CheckpointError, ConfigError
 
 for _flag in (shared.CONFIG, shared.MODEL, shared.DTYPE, shared.CACHE_DIR, shared.VERIFY):
     flags.declare_key_flag(_flag.name)
+
+_NOT_HERE = (shared.MESH, shared.RULES, shared.SLOTS, shared.CONTEXT, shared.SHOW_SHARDING)
 
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to write; must not exist or be empty.")
 
@@ -23,6 +25,12 @@ _log = logging.getLogger("tpuinfer.convert")
 
 def main() -> None:
     """Convert --model into --output; --dtype float32 rounds nothing, auto stores bfloat16."""
+    for flag in _NOT_HERE:
+        if flag.present:
+            raise ConfigError(
+                f"--{flag.name} is given, but a checkpoint is the same for every mesh and size: "
+                "give it to serve or generate"
+            )
     chosen = shared.settings()
     dtype: Literal["bfloat16", "float32"] = "float32" if chosen.dtype == "float32" else "bfloat16"
     output = _OUTPUT.value

@@ -62,11 +62,11 @@ def test_writes_by_a_list(calls):
         for slot, start, length in zip(slots, starts, lengths, strict=False):
             for position in range(start, start + length):
                 held[slot][position % LENGTH] = position
-    for slot, head, column in np.ndindex(SLOTS, KV, LENGTH):
-        position = held[slot][column]
-        mark = -1 if position < 0 else 10_000 * (slot + 1) + 1000 * head + position
-        assert ring.keys[slot, head, column].tolist() == [mark] * HEAD
-        assert ring.values[slot, head, column].tolist() == [mark if mark < 0 else -mark] * HEAD
+    held = np.array(held)[:, None, :]
+    of_slot, of_head = 10_000 * np.arange(1, SLOTS + 1), 1000 * np.arange(KV)
+    mark = np.where(held < 0, 1, of_slot[:, None, None] + of_head[None, :, None] + held)[..., None]
+    np.testing.assert_array_equal(ring.keys, np.where(mark == 1, -1, mark).repeat(HEAD, -1))
+    np.testing.assert_array_equal(ring.values, -mark.repeat(HEAD, -1))
 
 
 def test_idle_rows_and_padding_write_nothing():

@@ -1,5 +1,6 @@
 """Rotary positions against complex numbers."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,8 +19,11 @@ def turned(x, positions, theta):
 
 
 def rotate(x, positions, theta=THETA):
-    angles = rope_angles(jnp.asarray(positions), x.shape[-1], theta)
-    return apply_rope(jnp.asarray(x), angles)
+    @jax.jit
+    def run(x, positions):
+        return apply_rope(x, rope_angles(positions, x.shape[-1], theta))
+
+    return run(x, np.asarray(positions))
 
 
 def test_pairs_turn_like_complex_numbers():

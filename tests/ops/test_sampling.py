@@ -109,36 +109,43 @@ def test_the_cuts_are_those_of_a_stable_sort(make):
 
 
 def test_the_extremes_keep_the_most_likely_token():
-    logits = np.array([[1, 3, 3, 2]], np.float32)
+    logits = np.zeros((8, V), np.float32)
+    logits[:, [30, 70]] = 3
+
+    def kept(**fields):
+        result = np.asarray(keep(logits, rows(8, **fields)))
+        assert (result == result[:1]).all()
+        return np.flatnonzero(result[0]).tolist()
+
     for fields in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0, "top_k": 1}):
-        assert np.asarray(keep(logits, rows(1, **fields))).tolist() == [[False, True, False, False]]
-    assert np.asarray(keep(logits, rows(1, min_p=1.0))).tolist() == [[False, True, True, False]]
-    assert np.asarray(keep(logits, rows(1))).all()
+        assert kept(**fields) == [30]
+    assert kept(min_p=1.0) == [30, 70]
+    assert kept() == list(range(V))
 
 
 def test_a_row_is_cut_as_if_it_were_alone():
-    logits = np.asarray(in_bfloat16(3, 6), np.float32)
+    logits = np.asarray(in_bfloat16(3, 8), np.float32)
     fields = {
-        "top_k": np.array([0, 5, 0, 0, 9, 0]),
-        "top_p": np.array([1, 1, 0.7, 1, 0.5, 1]),
-        "min_p": np.array([0, 0, 0, 0.2, 0.1, 0]),
+        "top_k": np.array([0, 5, 0, 0, 9, 3, 0, 0]),
+        "top_p": np.array([1, 1, 0.7, 1, 0.5, 1, 0.2, 1]),
+        "min_p": np.array([0, 0, 0, 0.2, 0.1, 0, 0, 0]),
     }
-    together = np.asarray(keep(logits, rows(6, **fields)))
-    for row in range(6):
+    together = np.asarray(keep(logits, rows(8, **fields)))
+    for row in range(8):
         one = {name: values[row] for name, values in fields.items()}
-        alone = keep(logits[[row] * 6], rows(6, **one))
+        alone = keep(logits[[row] * 8], rows(8, **one))
         np.testing.assert_array_equal(together[row], alone[0])
-    assert together.sum(axis=1)[0] == together.sum(axis=1)[5] == V
-    assert (together.sum(axis=1)[1:5] < V).all()
+    assert together.sum(axis=1)[0] == together.sum(axis=1)[7] == V
+    assert (together.sum(axis=1)[1:7] < V).all()
 
 
 def test_greedy_ties_go_to_the_lowest_id():
-    logits = np.zeros((3, V), np.float32)
+    logits = np.zeros((8, V), np.float32)
     logits[0, [90, 17, 18]] = 5
     logits[1, [V - 1, 0]] = 1
-    tokens, logprobs = sample(logits, rows(3, temperature=0.0), np.zeros(3, np.int32))
-    assert tokens.tolist() == [17, 0, 0]
-    assert logprobs.tolist() == [0, 0, 0]
+    tokens, logprobs = sample(logits, rows(8, temperature=0.0), np.zeros(8, np.int32))
+    assert tokens.tolist() == [17] + [0] * 7
+    assert logprobs.tolist() == [0] * 8
 
 
 def test_greedy_rows_are_greedy_beside_sampled_ones():
@@ -189,12 +196,13 @@ def test_draws_follow_the_distribution(temperature, cut, varied):
 
 def test_seed_choice_and_position_are_streams_of_their_own():
     """No two of the three do the same: (seed 1, choice 2) is not (seed 2, choice 1)."""
-    logits = np.zeros((6, V), np.float32)
-    keys = rows(6, seed=np.array([1, 2, 1, 1, 2, 3]), choice=np.array([2, 1, 3, 2, 3, 1]))
-    positions = np.array([3, 3, 2, 1, 1, 2], np.int32)
+    logits = np.zeros((8, V), np.float32)
+    seeds, choices = np.array([1, 2, 1, 1, 2, 3, 3, 2]), np.array([2, 1, 3, 2, 3, 1, 2, 2])
+    keys = rows(8, seed=seeds, choice=choices)
+    positions = np.array([3, 3, 2, 1, 1, 2, 1, 2], np.int32)
     firsts = [sample(logits, keys, positions + 10 * step)[0].tolist() for step in range(8)]
     streams = list(zip(*firsts, strict=True))
-    assert len(set(streams)) == 6
+    assert len(set(streams)) == 8
 
 
 def test_the_token_of_a_key_is_the_same_in_every_company():
@@ -225,14 +233,14 @@ def test_the_token_of_a_key_is_the_same_in_every_company():
 
 @functools.lru_cache(maxsize=1)
 def scored():
-    logits = (flat(8, 6) * 10).astype(np.float32)
+    logits = (flat(8, 8) * 10).astype(np.float32)
     asked = rows(
-        6,
-        temperature=np.array([0, 1, 0.2, 0, 3, 1]),
-        top_k=np.array([0, 0, 2, 0, 0, 1]),
-        logprobs=np.array([1, 1, 1, 0, 1, 1]),
+        8,
+        temperature=np.array([0, 1, 0.2, 0, 3, 1, 0, 1]),
+        top_k=np.array([0, 0, 2, 0, 0, 1, 0, 9]),
+        logprobs=np.array([1, 1, 1, 0, 1, 1, 1, 0]),
     )
-    return logits, asked, sample(logits, asked, np.arange(6, dtype=np.int32))
+    return logits, asked, sample(logits, asked, np.arange(8, dtype=np.int32))
 
 
 def test_logprobs_are_those_of_the_model_not_of_the_cut():
@@ -241,13 +249,13 @@ def test_logprobs_are_those_of_the_model_not_of_the_cut():
     wide = logits.astype(np.float64)
     best = wide.max(axis=1)
     total = best + np.log(np.exp(wide - best[:, None]).sum(axis=1))
-    expected = np.where(asked.logprobs, wide[np.arange(6), np.asarray(tokens)] - total, 0)
+    expected = np.where(asked.logprobs, wide[np.arange(8), np.asarray(tokens)] - total, 0)
     np.testing.assert_allclose(logprobs, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_asking_for_logprobs_changes_no_token():
     logits, asked, (tokens, _) = scored()
-    silent = dataclasses.replace(asked, logprobs=np.zeros(6, bool))
-    again, nothing = sample(logits, silent, np.arange(6, dtype=np.int32))
+    silent = dataclasses.replace(asked, logprobs=np.zeros(8, bool))
+    again, nothing = sample(logits, silent, np.arange(8, dtype=np.int32))
     np.testing.assert_array_equal(again, tokens)
     assert not nothing.any()

@@ -21,7 +21,6 @@ PROGRAMS = pytest.mark.parametrize(
     [
         ("1", "decode"),
         ("1", "prefill_16"),
-        ("1", "prefill_8"),
         ("1", "prefill_4"),
         ("2x4", "decode"),
         ("2x4", "prefill_16"),
@@ -108,7 +107,7 @@ def test_the_reader_of_hlo_by_hand(line, found):
 
 
 def test_the_set_is_closed():
-    assert list(on_mesh("1").specs) == ["decode", "prefill_16", "prefill_8", "prefill_4"]
+    assert list(on_mesh("1").specs) == ["decode", "prefill_16", "prefill_4"]
     assert on_mesh("1").programs.keys() == on_mesh("1").specs.keys()
     for name, program in on_mesh("1").programs.items():
         assert program.name == name

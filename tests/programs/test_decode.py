@@ -40,6 +40,19 @@ def test_greedy_tokens_and_logprobs_are_those_of_the_reference():
         np.testing.assert_allclose(answer.logprobs, logprobs, atol=1e-5)
 
 
+def test_the_noise_of_a_token_is_that_of_its_position():
+    """Key fold_in(fold_in(key(seed), choice), position), from the first token on: none twice."""
+    model = tiny(TINY)
+    runner = model.runner()
+    params, prompt = SamplingParams(temperature=0.8, seed=2**32 - 5), PROMPTS[3]
+    (answer,) = run(runner, works(runner, prompt, params=params, choice=3, limit=12), steps=4)
+    logits = reference.logits(TINY, model.weights, prompt + answer.tokens)
+    own = jax.random.fold_in(jax.random.key(2**32 - 5), 3)
+    for position, token in enumerate(answer.tokens, len(prompt)):
+        noise = jax.random.gumbel(jax.random.fold_in(own, position), (TINY.vocab,))
+        assert token == np.argmax(logits[position - 1] / 0.8 + np.asarray(noise))
+
+
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_the_steps_of_a_dispatch_change_no_bit(params):
     runner = tiny(TINY).runner()
@@ -99,8 +112,9 @@ def test_a_slot_that_is_not_wanted_is_dead_until_it_is_opened_again():
     for slot, prompt in ((0, PROMPTS[3][:16]), (1, PROMPTS[2])):
         (work,) = works(runner, prompt, slot=slot)
         runner.prefill([work])
-    assert (runner.decode(2, [1]).result().tokens[:, :2] >= 0).tolist() == [[False, True]] * 2
-    again = runner.decode(2, [0, 1]).result().tokens
+    without = runner.decode(2, [1]).result().tokens[:2]
+    assert (without[:, :2] >= 0).tolist() == [[False, True]] * 2
+    again = runner.decode(2, [0, 1]).result().tokens[:2]
     assert (again[:, :2] >= 0).tolist() == [[False, True]] * 2
     assert again[:, 1].tolist() == whole.tokens[3:5]
     assert run(runner, works(runner, PROMPTS[2], slot=0)) == [whole]
@@ -128,11 +142,11 @@ def test_a_row_may_fill_its_ring(prompt_length):
 
 
 def test_a_row_beyond_its_ring_sees_the_newest_columns():
-    """The runner does not stop a row at the capacity, the engine does: a ring then rolls on."""
-    short = tiny(TINY, context=64)
-    runner = short.runner()
+    """The runner does not end a row at the capacity, the engine does: here a ring rolls on."""
+    model = tiny(TINY)
+    runner = model.runner()
     (answer,) = run(runner, works(runner, PROMPTS[0], limit=90), steps=4)
-    whole, _ = reference.greedy(TINY, short.weights, PROMPTS[0], 60)
-    assert answer.tokens[:60] == whole
-    assert len(answer.tokens) == 90
-    assert np.isfinite(answer.logprobs).all()
+    window = model.state.rings[0].keys.shape[2]
+    tokens, _ = reference.greedy(TINY, model.weights, PROMPTS[0], 90, window)
+    unbounded, _ = reference.greedy(TINY, model.weights, PROMPTS[0], 90)
+    assert answer.tokens == tokens != unbounded

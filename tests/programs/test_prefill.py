@@ -111,7 +111,7 @@ def test_a_first_token_may_be_the_last(limit, stop):
 
 
 def test_other_slots_and_columns_are_left_alone():
-    given = idle_input(1, 8)
+    given = idle_input(1, 16)
     fill(given, 0, PROMPT[:5], slot=2)
     state, _, _ = call(tiny(TINY), given)
     for ring in state.rings:
@@ -134,7 +134,7 @@ def test_an_idle_call_changes_nothing():
 def test_what_the_padding_holds_does_not_matter():
     results = []
     for padding in (0, TINY.vocab - 1):
-        given = idle_input(1, 8)
+        given = idle_input(1, 16)
         given.tokens[:] = padding
         fill(given, 0, PROMPT[:5], slot=0)
         state, tokens, logprobs = call(tiny(TINY), given)

@@ -16,12 +16,18 @@ Array = NDArray[np.float64]
 Weights = Mapping[str, NDArray[Any]]
 
 
-def logits(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Array:
+def logits(
+    config: ModelConfig, weights: Weights, tokens: Sequence[int], window: int | None = None
+) -> Array:
     """What the model makes of `tokens`: [T, V], row t from tokens[0 .. t].
 
     Args:
       weights: by the blueprint's names, in Hugging Face's order of dimensions.
+      window: how many tokens each layer looks back at, itself included; None = all.
     """
+    steps = np.arange(len(tokens))
+    age = steps[:, None] - steps[None, :]
+    hidden = np.where((age < 0) | (age >= (window or len(tokens))), -np.inf, 0.0)
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     x = w["embed_tokens.weight"][np.asarray(tokens)]
     for layer in range(config.layers):
@@ -31,7 +37,7 @@ def logits(config: ModelConfig, weights: Weights, tokens: Sequence[int]) -> Arra
             if name.startswith(f"layers.{layer}.")
         }
         normed = _normalise(x, own["input_layernorm.weight"], config.norm_eps)
-        x = x + _attention(config, own, normed)
+        x = x + _attention(config, own, normed, hidden)
         normed = _normalise(x, own["post_attention_layernorm.weight"], config.norm_eps)
         gate = normed @ own["mlp.gate_proj.weight"].T
         up = normed @ own["mlp.up_proj.weight"].T
@@ -47,12 +53,16 @@ def log_softmax(x: Array) -> Array:
 
 
 def greedy(
-    config: ModelConfig, weights: Weights, prompt: Sequence[int], count: int
+    config: ModelConfig,
+    weights: Weights,
+    prompt: Sequence[int],
+    count: int,
+    window: int | None = None,
 ) -> tuple[list[int], list[float]]:
     """`count` most likely tokens after `prompt`, ties to the lowest id, and their log-probs."""
     tokens, scores = list(prompt), []
     for _ in range(count):
-        last = log_softmax(logits(config, weights, tokens)[-1])
+        last = log_softmax(logits(config, weights, tokens, window)[-1])
         tokens.append(int(last.argmax()))
         scores.append(float(last.max()))
     return tokens[len(prompt) :], scores
@@ -62,11 +72,13 @@ def _normalise(x: Array, weight: Array, eps: float) -> Array:
     return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
 
 
-def _attention(config: ModelConfig, own: Weights, x: Array) -> Array:
-    """Causal attention of [T, D], head by head: query head n reads KV head n // (N / K)."""
-    T, H = len(x), config.head_dim
+def _attention(config: ModelConfig, own: Weights, x: Array, hidden: Array) -> Array:
+    """Attention of [T, D], head by head: query head n reads KV head n // (N / K).
+
+    hidden: [T, T], -inf where a query may not see a key, else 0.
+    """
+    H = config.head_dim
     group = config.heads // config.kv_heads
-    hidden = np.triu(np.full((T, T), -np.inf), k=1)
     result = np.zeros_like(x)
     for n in range(config.heads):
         q = _turn(x @ own["self_attn.q_proj.weight"][n].T, config.rope_theta)

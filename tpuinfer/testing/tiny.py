@@ -54,7 +54,7 @@ ODD = ModelConfig(
     eos_ids=(0,),
 )
 
-BUCKETS = (4, 8, 16)
+BUCKETS = (4, 16)
 BLOCK = 8
 
 
@@ -129,7 +129,6 @@ class Tiny:
         )
 
 
-@functools.cache
 def tiny(
     config: ModelConfig = TINY,
     mesh: str = "1",
@@ -146,6 +145,19 @@ def tiny(
       mesh: as `--mesh` takes it. context: tokens per request; the rings have as many columns.
       steps: the most decode steps in one dispatch. buckets: fewer widths compile sooner.
     """
+    return _build(config, mesh, slots, context, dtype, steps, buckets)
+
+
+@functools.cache
+def _build(
+    config: ModelConfig,
+    mesh: str,
+    slots: int,
+    context: int,
+    dtype: str,
+    steps: int,
+    buckets: tuple[int, ...],
+) -> Tiny:
     axes = registry.axis_sizes(config, slots)
     layout = resolve(ShardingRules(), build_mesh(parse_mesh(mesh)), axes)
     settings = dataclasses.replace(
