@@ -49,14 +49,17 @@ def works(
 def run(runner: Runner, *rows: list[PrefillWork], steps: int = 1) -> list[Answer]:
     """Prefill the rows one after the other, then decode all until none gives a token any more.
 
-    Each row is one prompt's `works`, in a slot of its own.
+    Each row is one prompt's `works`, in a slot of its own, and must end at its limit by itself.
     """
     answers = {row[0].slot: Answer([], []) for row in rows}
     for row in rows:
         for work in row:
             _take(answers, runner, [work])
-    while _take(answers, runner, steps):
-        pass
+    for _ in range(max(row[0].limit for row in rows)):
+        if not _take(answers, runner, steps):
+            break
+    for row in rows:
+        assert len(answers[row[0].slot].tokens) <= row[0].limit, f"slot {row[0].slot} goes on"
     return list(answers.values())
 
 
