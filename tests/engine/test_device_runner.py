@@ -118,18 +118,20 @@ def test_misuse_is_refused_before_it_is_dispatched(runner, sharded):
             runner.decode(steps, [0])
 
 
-def test_warm_up_runs_every_program_and_leaves_no_trace(runner):
-    (work,) = works(runner, PROMPT, slot=2)
-    runner.prefill([work])
-    before = jax.tree.map(np.asarray, runner._state)
-    seen = []
-    runner.warm_up(lambda *args: seen.append(args))
-    assert seen == [("warming up", done, 3) for done in range(4)]
-    after = jax.tree.map(np.asarray, runner._state)
-    for name in ("rings", "token", "position", "remaining", "sampling", "stops"):
-        pair = getattr(after, name), getattr(before, name)
-        jax.tree.map(np.testing.assert_array_equal, *pair)
-    assert not after.live.any()
+def test_a_program_that_is_added_has_run_and_leaves_every_slot_dead():
+    model = tiny(TINY)
+    runner = model.runner(programs={})
+    assert runner.programs == {}
+    for name in ("prefill_16", "prefill_4"):
+        runner.add(model.programs[name])
+        assert runner._state.live.tolist() == [True, False, False, False]
+        assert int(runner._state.position[0]) == 1
+    runner.add(model.programs["decode"])
+    assert int(runner._state.position[0]) == 2
+    assert not runner._state.live.any()
+    assert runner.programs == model.programs
+    fresh, used = (run(one, works(one, PROMPT, limit=5)) for one in (model.runner(), runner))
+    assert fresh == used
 
 
 @contextlib.contextmanager
@@ -158,8 +160,9 @@ def test_a_compilation_is_heard():
 def test_nothing_is_compiled_after_warm_up(mesh):
     """Prompts of every bucket, in every slot, greedy and sampled, all ends."""
     model = tiny(TINY) if mesh == "1" else tiny(TINY, mesh, buckets=(16,))
-    runner = model.runner()
-    runner.warm_up()
+    runner = model.runner(programs={})
+    for program in model.programs.values():
+        runner.add(program)
     with compilations() as found:
         for slot, length in enumerate((1, 5, 9, 37)):
             params = GREEDY if slot % 2 else SamplingParams(temperature=0.7, top_k=3, seed=slot)

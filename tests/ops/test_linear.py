@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpuinfer.ops.linear import einsum, project, split_equation
+from tpuinfer.ops.linear import einsum, project, split_equation, take_rows
 
 FORMS = [
     ("BTD,FD->BTF", (2, 3, 8), (5, 8), (1, 1)),
@@ -63,3 +63,19 @@ def test_the_head_is_not_rounded():
     assert result.dtype == jnp.float32
     expected = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_rows_are_taken_bit_for_bit(dtype):
+    table = jnp.arange(12.0, dtype=dtype).reshape(4, 3) / 7
+    ids = jnp.array([[3, 0], [1, 3]], jnp.int32)
+    rows = take_rows(table, ids)
+    assert rows.dtype == table.dtype
+    np.testing.assert_array_equal(np.asarray(rows), np.asarray(table)[np.asarray(ids)])
+
+
+def test_a_bf16_table_is_not_converted_whole():
+    table = jax.ShapeDtypeStruct((4096, 64), jnp.bfloat16)
+    ids = jax.ShapeDtypeStruct((8,), jnp.int32)
+    compiled = jax.jit(take_rows).lower(table, ids).compile()
+    assert "f32[4096,64]" not in compiled.as_text()

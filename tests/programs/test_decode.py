@@ -64,7 +64,7 @@ def test_the_steps_of_a_dispatch_change_no_bit(params):
 def test_a_program_for_one_step_gives_the_same_bits():
     """The platform's setting of steps is a matter of speed alone."""
     model, single = tiny(TINY), tiny(TINY, steps=1)
-    (program,) = compile_programs([single.specs["decode"]], None).values()
+    (program,) = compile_programs([single.specs["decode"]]).values()
     runner = model.runner()
     many = run(runner, *all_slots(runner, SAMPLED), steps=4)
     runner = model.runner()

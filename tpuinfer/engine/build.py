@@ -152,13 +152,13 @@ def load(
         runner = DeviceRunner(
             params,
             zeros(state),
-            compile_programs(specs, progress),
+            {},
             shards=plan.layout.shards("batch"),
             capacity=plan.context,
             buckets=buckets,
             steps=plan.settings.steps,
         )
-        runner.warm_up(progress)
+        compile_programs(specs, progress, ready=runner.add)
     except jax.errors.JaxRuntimeError as error:
         raise _as_mesh_error(error, plan) from error
     engine = Engine(runner, tokenizer, steps=plan.settings.steps, max_waiting=max_waiting)

@@ -7,11 +7,14 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from tpuinfer.engine.request import MAX_STOP_IDS
+from tpuinfer.engine.request import MAX_STOP_IDS, SamplingParams
 from tpuinfer.engine.runner import Pending, PrefillWork, StepTokens
-from tpuinfer.programs.compile import Program, Progress
+from tpuinfer.programs.compile import Program
 from tpuinfer.programs.prefill import abstract_input
 from tpuinfer.programs.state import DecodeState
+
+_EVERY_KIND = SamplingParams(temperature=1.0, top_p=0.5, top_k=5, min_p=0.01, logprobs=0)
+"""Sampling that takes every branch of the programs."""
 
 
 class _Decoding:
@@ -69,7 +72,7 @@ class DeviceRunner:
         self.capacity = capacity
         self.chunk = buckets[-1]
         self.buckets = buckets
-        self.programs = programs
+        self.programs = dict(programs)
         self._steps = steps
         self._params = dict(params)
         self._state = state
@@ -97,22 +100,30 @@ class DeviceRunner:
         self._state, out = program.call(self._params, self._state, np.int32(steps), wanted)
         return _Decoding(out.tokens, out.logprobs)
 
-    def warm_up(self, progress: Progress | None = None) -> None:
-        """Run every program once on idle rows: buffers are touched, nothing is written."""
-        names = list(self.programs)
-        for done, name in enumerate(names):
-            if progress:
-                progress("warming up", done, len(names))
-            call = self.programs[name].call
-            if name == "decode":
-                nobody = np.zeros(self.slots, bool)
-                self._state, _ = call(self._params, self._state, np.int32(1), nobody)
-            else:
-                given = _idle_input(self.slots, self.shards, int(name.removeprefix("prefill_")))
-                self._state, _, _ = call(self._params, self._state, given)
-            jax.block_until_ready(self._state)
-        if progress:
-            progress("warming up", len(names), len(names))
+    def add(self, program: Program) -> None:
+        """Take a program in and run it once, so that no request pays for what a first run sets up.
+
+        The run is a real one, in slot 0 and with every kind of sampling; it leaves the slot dead.
+        Prefill programs come first: decode does nothing unless a slot is live.
+        """
+        self.programs[program.name] = program
+        if program.name == "decode":
+            self.decode(1, [0]).result()
+            return
+        width = int(program.name.removeprefix("prefill_"))
+        work = PrefillWork(
+            slot=0,
+            tokens=(0,),
+            start=0,
+            bucket=width,
+            last=True,
+            limit=2,
+            stop_ids=(),
+            seed=0,
+            choice=0,
+            params=_EVERY_KIND,
+        )
+        self.prefill([work]).result()
 
 
 def _idle_input(slots: int, shards: int, width: int) -> Any:

@@ -86,12 +86,13 @@ class Embedding(nnx.Module):
         table = self.weight.get_value()
         mesh_axis = layout.mesh_axis("vocab")
         if mesh_axis is None:
-            return layout.constrain(table[tokens].astype(dtype), activation_axes("BTD"))
+            rows = linear.take_rows(table, tokens).astype(dtype)
+            return layout.constrain(rows, activation_axes("BTD"))
 
         def local(tokens: jax.Array, table: jax.Array) -> jax.Array:
             here = tokens - jax.lax.axis_index(mesh_axis) * table.shape[0]
             mine = (here >= 0) & (here < table.shape[0])
-            rows = table[jnp.where(mine, here, 0)].astype(dtype)
+            rows = linear.take_rows(table, jnp.where(mine, here, 0)).astype(dtype)
             return reduce_model(jnp.where(mine[..., None], rows, 0), mesh_axis)
 
         placed = jax.shard_map(

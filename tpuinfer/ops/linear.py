@@ -51,6 +51,18 @@ def einsum(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     return flat.astype(x.dtype).reshape(*lead, *out)
 
 
+def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of a [V, D] table: [...] int32 ids in [0, V) -> [..., D], in the table's dtype.
+
+    XLA:CPU converts a bf16 table to float32, whole, before it gathers from it; the same bits taken
+    as integers are left where they are.
+    """
+    if table.dtype != jnp.bfloat16:
+        return table[ids]
+    bits = jax.lax.bitcast_convert_type(table, jnp.uint16)[ids]
+    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+
 def project(x: jax.Array, weight: jax.Array) -> jax.Array:
     """[R, D] times [V, D] -> [R, V] float32: the head, whose result is not rounded."""
     return jax.lax.dot_general(

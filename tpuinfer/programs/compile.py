@@ -6,7 +6,7 @@ error, not a silent recompile.
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def program_specs(
     dtype: str,
     buckets: tuple[int, ...],
 ) -> list[ProgramSpec]:
-    """Every program this engine will ever run, widest prefill first.
+    """Every program this engine will ever run: prefill from the widest on, then decode.
 
     Works on abstract values alone: `state` holds ShapeDtypeStructs, and no device is needed.
     """
@@ -84,34 +84,41 @@ def program_specs(
     decode = make_decode(blueprint, layout, steps=settings.steps, **common)
     n = host(shaped((), jnp.int32))
     active = host(shaped(state.token.shape, bool))
-    specs = [ProgramSpec("decode", decode, (params, state, n, active), (placed, whole))]
+    specs = []
     for width in sorted(buckets, reverse=True):
         given = host(abstract_input(rows, width, stops))
         arguments = (params, state, given)
         specs.append(ProgramSpec(f"prefill_{width}", prefill, arguments, (placed, whole, whole)))
-    return specs
+    return [*specs, ProgramSpec("decode", decode, (params, state, n, active), (placed, whole))]
 
 
-def compile_programs(specs: list[ProgramSpec], progress: Progress | None) -> dict[str, Program]:
-    """Lower one after the other, compile in the background; report each that is done."""
+def compile_programs(
+    specs: list[ProgramSpec],
+    progress: Progress | None = None,
+    ready: Callable[[Program], None] | None = None,
+) -> dict[str, Program]:
+    """Lower one after the other and compile in the background.
+
+    Args:
+      progress: told ("compiling", how many are done, of how many).
+      ready: called with each program, in order, as soon as it is there; the next ones go on
+        compiling meanwhile.
+    """
     done: dict[str, Program] = {}
-
-    def finish(future: Future[Program]) -> None:
-        program = future.result()
-        done[program.name] = program
-        if progress:
-            progress("compiling", len(done), len(specs))
-
     if progress:
         progress("compiling", 0, len(specs))
     with ThreadPoolExecutor(_WORKERS, "compile") as pool:
         futures = []
         for spec in specs:
             start = time.perf_counter()
-            lowered = lower(spec)
-            futures.append(pool.submit(_compile, spec.name, lowered, start))
+            futures.append(pool.submit(_compile, spec.name, lower(spec), start))
         for future in futures:
-            finish(future)
+            program = future.result()
+            if ready:
+                ready(program)
+            done[program.name] = program
+            if progress:
+                progress("compiling", len(done), len(specs))
     return done
 
 

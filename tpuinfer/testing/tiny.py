@@ -114,14 +114,16 @@ class Tiny:
     @functools.cached_property
     def programs(self) -> dict[str, Program]:
         """The closed set, compiled when first asked for."""
-        return compile_programs(list(self.specs.values()), None)
+        return compile_programs(list(self.specs.values()))
 
-    def runner(self, state: DecodeState | None = None) -> DeviceRunner:
+    def runner(
+        self, state: DecodeState | None = None, programs: Mapping[str, Program] | None = None
+    ) -> DeviceRunner:
         """A runner with a state of its own: `state` (which it will donate), or an idle one."""
         return DeviceRunner(
             self.params,
             zeros(self.state) if state is None else state,
-            self.programs,
+            self.programs if programs is None else programs,
             shards=self.layout.shards("batch"),
             capacity=self.capacity,
             buckets=self.buckets,
