@@ -12,9 +12,16 @@ def test_an_unknown_platform_runs_like_a_tpu():
     assert platform_settings("neuron") == platform_settings("tpu") != platform_settings("gpu")
 
 
+def test_simulated_devices_share_one_prefill_width():
+    simulated = platform_settings("cpu", devices=8)
+    assert simulated.smallest_bucket == simulated.chunk < platform_settings("cpu").chunk
+    assert platform_settings("tpu", devices=8) == platform_settings("tpu")
+
+
+@pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-def test_buckets_and_blocks_fit_each_other(platform):
-    settings = platform_settings(platform)
+def test_buckets_and_blocks_fit_each_other(platform, devices):
+    settings = platform_settings(platform, devices)
     assert 1 <= settings.smallest_bucket <= settings.chunk <= settings.default_context
     assert settings.default_context % settings.block == 0
     assert settings.min_rows >= 1

@@ -35,17 +35,29 @@ class PlatformSettings:
     default_context: int = 2048
 
 
+_CPU = PlatformSettings(
+    ring_dtype="float32", min_rows=4, steps=1, chunk=256, smallest_bucket=64, block=128
+)
+
+_SIMULATED = dataclasses.replace(_CPU, chunk=128, smallest_bucket=128)
+"""Several devices on one CPU: a program's first run costs a second per device, so there is one
+prefill width."""
+
 _SETTINGS = {
-    "cpu": PlatformSettings(
-        ring_dtype="float32", min_rows=4, steps=1, chunk=256, smallest_bucket=64, block=128
-    ),
+    "cpu": _CPU,
     "gpu": PlatformSettings(min_rows=1, steps=8),
     "tpu": PlatformSettings(min_rows=8, steps=8),
 }
 
 
-def platform_settings(platform: str) -> PlatformSettings:
-    """The settings of a jax platform name ("cpu", "gpu", "tpu"); unknown ones run like a TPU."""
+def platform_settings(platform: str, devices: int = 1) -> PlatformSettings:
+    """The settings of a jax platform name ("cpu", "gpu", "tpu"); unknown ones run like a TPU.
+
+    Args:
+      devices: how many the mesh has; on a CPU more than one are simulated.
+    """
+    if platform == "cpu" and devices > 1:
+        return _SIMULATED
     return _SETTINGS.get(platform, _SETTINGS["tpu"])
 
 

@@ -13,7 +13,7 @@ from tpuinfer.engine.build import Plan
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, bind
 
-CHUNK = 256
+CHUNK = 128
 """Not the engine's chunk: that the cut does not matter (much) is part of what is compared."""
 
 

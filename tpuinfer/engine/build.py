@@ -98,7 +98,7 @@ def make_plan(
     config = registry.read_config(checkpoint_load.read_config(path))
     devices = build_mesh(shape)
     layout = resolve(table or ShardingRules(), devices, registry.axis_sizes(config, engine.slots))
-    settings = platform_settings(devices.devices.flat[0].platform)
+    settings = platform_settings(devices.devices.flat[0].platform, devices.size)
     context = _context(config, engine, settings)
     settings = for_context(settings, context)
     width = settings.dtype if asked == "auto" else asked
