@@ -7,7 +7,10 @@ scheduler Scheduler, QueueFullError: waiting -> prefilling -> decoding -> finish
 slots     SlotPool: which rows are free
 answer    Answer: from one row's token ids to text, and the rules by which a row ends
 metrics   Metrics, Histogram: what is counted meanwhile
+device    DeviceRunner: the runner that computes, over compiled programs
+build     make_plan, load: from a model's name and a mesh to an engine that is ready
+llm       LLM: all of it in three lines of Python
 
-Ignorant of HTTP, of files and of how text is split into tokens; all of the above know no jax and
-reach the accelerator through `Runner` alone. All public names are imported from their modules.
+Ignorant of HTTP, of files and of how text is split into tokens; all but the last three know no jax
+and reach the accelerator through `Runner` alone. All public names are imported from their modules.
 """

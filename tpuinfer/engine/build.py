@@ -1,6 +1,5 @@
 """From the name of a model and the shape of a mesh to an engine that is ready for requests."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import jax
 
 from tpuinfer.cache.spec import RING_AXES, RingSpec, ring_length
 from tpuinfer.checkpoint import load as checkpoint_load
+from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.config import EngineConfig, ModelConfig, check_dtype
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.engine import Engine
@@ -25,12 +25,6 @@ from tpuinfer.sharding.rules import Layout, ShardingRules, load_rules, resolve
 from tpuinfer.sharding.simulate import prepare_cpu_devices
 from tpuinfer.tokenizer.load import load_tokenizer
 from tpuinfer.tokenizer.tokenizer import Tokenizer
-
-Progress = Callable[[str, int, int], None]
-
-
-def silent(label: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tpuinfer.checkpoint.progress import silent
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine import build
 from tpuinfer.engine.request import (
@@ -60,7 +61,7 @@ class LLM:
         Raises:
           TpuinferError: one line that names the value, the rule and what works.
         """
-        watch = progress or build.silent
+        watch = progress or silent
         plan = build.make_plan(
             model,
             mesh=mesh,
@@ -186,7 +187,9 @@ def _extend(answer: CompletionOutput, delta: Delta) -> None:
     answer.text += delta.text
     answer.token_ids += delta.token_ids
     if delta.logprobs is not None:
-        answer.logprobs = [*(answer.logprobs or []), *delta.logprobs]
-        answer.cumulative_logprob = sum(answer.logprobs)
+        if answer.logprobs is None:
+            answer.logprobs, answer.cumulative_logprob = [], 0.0
+        answer.logprobs += delta.logprobs
+        answer.cumulative_logprob = (answer.cumulative_logprob or 0.0) + sum(delta.logprobs)
     if delta.finish_reason is not None:
         answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason

@@ -47,7 +47,8 @@ class StepTokens:
     """What one dispatch produced.
 
     Attributes:
-      tokens: [n, slots] int32; -1 where a slot produced nothing at that step.
+      tokens: [n, slots] int32; -1 where a slot produced nothing at that step. n is at least the
+        number of steps asked for.
       logprobs: [n, slots] float32; log-probability of each token under the model's own
         distribution (temperature 1, nothing cut); only meaningful for rows that asked.
     """

@@ -55,12 +55,19 @@ def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Rows of a [V, D] table: [...] int32 ids in [0, V) -> [..., D], in the table's dtype.
 
     XLA:CPU converts a bf16 table to float32, whole, before it gathers from it; the same bits taken
-    as integers are left where they are.
+    as integers are left where they are. (On a TPU it is the other way round: the bits are copied.)
     """
-    if table.dtype != jnp.bfloat16:
+
+    def plain(table: jax.Array, ids: jax.Array) -> jax.Array:
         return table[ids]
-    bits = jax.lax.bitcast_convert_type(table, jnp.uint16)[ids]
-    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+    def as_integers(table: jax.Array, ids: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(table, jnp.uint16)[ids]
+        return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+    if table.dtype != jnp.bfloat16:
+        return plain(table, ids)
+    return jax.lax.platform_dependent(table, ids, cpu=as_integers, default=plain)
 
 
 def project(x: jax.Array, weight: jax.Array) -> jax.Array:

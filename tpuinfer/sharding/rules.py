@@ -31,9 +31,6 @@ LOGICAL_AXES = ("batch", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab
 _TOGETHER = (("heads", "kv_heads"),)
 """Axes that are cut alike or not at all: a query head must meet its KV head on one device."""
 
-_REDUCED = ("heads", "mlp")
-"""Axes that a matmul contracts; what lies on them is summed by `reduce_model`."""
-
 
 @dataclass(frozen=True)
 class ShardingRules:
@@ -194,8 +191,3 @@ def _decide(axis: str, rules: ShardingRules, mesh: Mesh, size: int | None) -> De
         f"{what} is {size}, which {mesh_axis}={shards} does not divide; nearest that works: "
         f"{what} {near}, or {mesh_axis}={math.gcd(size, shards)}"
     )
-
-
-def reduced_axes() -> tuple[str, ...]:
-    """Logical axes over which matmuls sum."""
-    return _REDUCED
