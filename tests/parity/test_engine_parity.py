@@ -22,7 +22,7 @@ def stored():
 
 @pytest.fixture(scope="module")
 def llm():
-    return LLM(dtype="float32", context=1024)
+    return LLM(dtype="float32", slots="10x1024")
 
 
 @pytest.fixture(scope="module")
