@@ -64,6 +64,12 @@ def test_null_counts_as_absent():
     assert (config.head_dim, config.kv_heads) == (64, 9)
 
 
+def test_the_theta_of_newer_configs_is_found():
+    newer = {name: value for name, value in SMALL.items() if name != "rope_theta"}
+    newer["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e5}
+    assert read_config(newer).rope_theta == 5e5
+
+
 def test_a_head_dim_of_its_own_and_several_end_tokens():
     config = read_config({**SMALL, "head_dim": 128, "eos_token_id": [2, 7]})
     assert (config.head_dim, config.eos_ids) == (128, (2, 7))
@@ -88,6 +94,7 @@ def test_what_changes_nothing_is_taken(entry):
         ({"model_type": "mamba"}, "model_type 'mamba': supported are llama"),
         ({"model_type": None}, "model_type None"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling 'llama3': not supported"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling 'yarn'"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling 'linear'"),
         ({"attention_bias": True}, "attention_bias True"),
         ({"mlp_bias": True}, "mlp_bias True"),

@@ -259,3 +259,11 @@ def test_asking_for_logprobs_changes_no_token():
     again, nothing = sample(logits, silent, np.arange(8, dtype=np.int32))
     np.testing.assert_array_equal(again, tokens)
     assert not nothing.any()
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-6])
+def test_the_coldest_temperatures_are_greedy_and_finite(temperature):
+    logits = np.random.default_rng(3).normal(0, 30, (4, 50)).astype(np.float32)
+    cold = rows(4, temperature=temperature, top_p=0.9, top_k=7, min_p=0.1)
+    tokens, _ = sample(logits, cold, np.arange(4, dtype=np.int32))
+    assert np.array_equal(tokens, logits.argmax(axis=-1))

@@ -45,6 +45,7 @@ class LLM:
         dtype: str = "auto",
         slots: int | str = 8,
         context: int | None = None,
+        cache_dir: str | Path | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """Load and compile.
@@ -56,21 +57,24 @@ class LLM:
           dtype: of weights and activations: auto, bfloat16 or float32.
           slots: N or "NxLENGTH": requests that run at once, and the length of each one's ring.
           context: tokens a request may have in all; None = by the model and the platform.
+          cache_dir: where models and compiled programs are kept; None = the user's cache.
           progress: called with (label, done, total) while loading.
 
         Raises:
           TpuinferError: one line that names the value, the rule and what works.
         """
         watch = progress or silent
+        cache = None if cache_dir is None else Path(cache_dir).expanduser()
         plan = build.make_plan(
             model,
             mesh=mesh,
             rules=rules,
             dtype=dtype,
             engine=EngineConfig.parse(slots, context),
+            cache_dir=cache,
             progress=watch,
         )
-        self._take(build.load(plan, max_waiting=_UNBOUNDED, progress=watch))
+        self._take(build.load(plan, max_waiting=_UNBOUNDED, cache_dir=cache, progress=watch))
 
     @classmethod
     def from_loaded(cls, loaded: build.Loaded) -> "LLM":

@@ -16,9 +16,6 @@ from flax import struct
 
 _BITS = 32
 
-_COLDEST = 1e-6
-"""Lower temperatures count as this one: all but certain to take the most likely token."""
-
 
 @struct.dataclass
 class SamplingRows:
@@ -72,7 +69,6 @@ def sample(
 def _draw(logits: jax.Array, rows: SamplingRows, positions: jax.Array) -> jax.Array:
     """Gumbel-max over the tokens that survive the cuts: [R] int32."""
     temperature = jnp.where(rows.temperature > 0, rows.temperature, 1.0)
-    temperature = jnp.maximum(temperature, _COLDEST)
     # The highest logit comes down to 0 first, so that no temperature can make infinities meet.
     scaled = (logits - logits.max(axis=-1, keepdims=True)) / temperature[:, None]
     kept = keep(scaled, rows)
