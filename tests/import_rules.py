@@ -42,12 +42,17 @@ RULES = (
     Rule("absl", ("front doors", "flags")),
     Rule("os.environ", ("front doors", "sharding.simulate")),
     Rule("os.getenv", ("front doors",)),
-    Rule("jax.jit", ("programs", "checkpoint", "models.blueprint")),
+    Rule(
+        "jax.jit",
+        ("programs", "checkpoint", "models.blueprint", "benchmark.limits", "benchmark.weights"),
+    ),
     Rule("jax.pmap", ()),
     Rule("jax._src", ()),
     Rule("flax.nnx", ("models",)),
     Rule("orbax", ("checkpoint.orbax_store",)),
     Rule("fastapi", ("server",)),
+    Rule("torch", ("benchmark.peer_transformers",)),
+    Rule("transformers", ("benchmark.peer_transformers",)),
     Rule("pickle", ()),
 )
 
@@ -65,6 +70,12 @@ NO_JAX = (
     "engine.runner",
     "engine.answer",
     "programs.buckets",
+    "benchmark.rounds",
+    "benchmark.workload",
+    "benchmark.steps",
+    "benchmark.offline",
+    "benchmark.host",
+    "benchmark.report",
 )
 
 _LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

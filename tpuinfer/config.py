@@ -27,6 +27,8 @@ class ModelConfig:
       norm_eps: epsilon of RMSNorm (arXiv:1910.07467).
       tie_embeddings: the head is the embedding.
       eos_ids: tokens that end a text. bos_id: the token that opens one, if any.
+      windows: for each layer, how many tokens it looks back at, itself included; 0 = all of them.
+        Empty = every layer looks at everything.
     """
 
     family: str
@@ -43,6 +45,7 @@ class ModelConfig:
     tie_embeddings: bool = False
     eos_ids: tuple[int, ...] = ()
     bos_id: int | None = None
+    windows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("vocab", "embed", "mlp", "layers", "heads", "kv_heads", "head_dim", "context"):
@@ -55,15 +58,24 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(f"model head_dim is {self.head_dim}: rotary positions need it even")
+        if self.windows and (len(self.windows) != self.layers or min(self.windows) < 0):
+            raise ConfigError(
+                f"model windows has {len(self.windows)} entries, the least {min(self.windows)}: "
+                f"it needs one per layer, {self.layers}, each 0 or more"
+            )
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens a layer looks back at, itself included; None = all."""
+        return (self.windows[layer] or None) if self.windows else None
 
 
 @dataclass(frozen=True)
-class EngineConfig:
-    """How many requests run at once and how long each may be.
+class SlotClass:
+    """Slots whose rings are of one length.
 
     Attributes:
-      slots: rows of the ring cache, over all data shards.
-      context: ring length of a global layer: prompt plus generated tokens; None = by the model.
+      slots: how many, over all data shards.
+      context: tokens a slot holds, prompt plus generated; None = by the model and the platform.
     """
 
     slots: int = 8
@@ -75,20 +87,84 @@ class EngineConfig:
         if self.context is not None and self.context < 2:
             raise ConfigError(f"context is {self.context}: at least 2 tokens are needed")
 
+
+ContextPolicy = Literal["stop", "roll"]
+CONTEXT_POLICIES: tuple[ContextPolicy, ...] = get_args(ContextPolicy)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How many requests run at once, how long each may be, and what happens when one is longer.
+
+    Attributes:
+      classes: slots by the length of their rings, shortest first.
+      context_policy: at the end of its context a request ends ("stop"), or forgets its oldest
+        tokens and goes on ("roll").
+      sinks: how many first tokens a rolling request never forgets (attention sinks,
+        arXiv:2309.17453).
+      prefill_wait_ms: how long a prompt may wait for others to share its prefill, milliseconds.
+      strict_compile: a compile after warm-up is an error instead of a warning.
+    """
+
+    classes: tuple[SlotClass, ...] = (SlotClass(),)
+    context_policy: ContextPolicy = "stop"
+    sinks: int = 4
+    prefill_wait_ms: float = 0.0
+    strict_compile: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise ConfigError("slots is empty: at least 1 is needed")
+        lengths = [one.context for one in self.classes]
+        if len(lengths) > 1 and None in lengths:
+            raise ConfigError("several classes of slots: give each a length, such as 8x2048,2x8192")
+        if len(set(lengths)) < len(lengths):
+            raise ConfigError(
+                f"two classes of slots have the same length, {max(lengths, key=lengths.count)}"
+            )
+        object.__setattr__(
+            self, "classes", tuple(sorted(self.classes, key=lambda one: one.context or 0))
+        )
+        if self.context_policy not in CONTEXT_POLICIES:
+            near = difflib.get_close_matches(str(self.context_policy), CONTEXT_POLICIES, 1, 0.0)[0]
+            raise ConfigError(
+                f"context-policy is {self.context_policy!r}: one of {', '.join(CONTEXT_POLICIES)}; "
+                f"nearest: {near}"
+            )
+        if self.sinks < 0:
+            raise ConfigError(f"sinks is {self.sinks}: at least 0")
+        if not 0 <= self.prefill_wait_ms <= 10_000:
+            nearest = 0 if not self.prefill_wait_ms > 0 else 10_000
+            raise ConfigError(
+                f"prefill-wait-ms is {self.prefill_wait_ms}: it must be in [0, 10000]; "
+                f"nearest: {nearest}"
+            )
+
+    @property
+    def slots(self) -> int:
+        """Slots of all classes."""
+        return sum(one.slots for one in self.classes)
+
     @classmethod
-    def parse(cls, slots: int | str, context: int | None = None) -> "EngineConfig":
-        """From `--slots` (N or NxLENGTH) and `--context`.
+    def parse(cls, slots: int | str, context: int | None = None, **others: Any) -> "EngineConfig":
+        """From `--slots` (N, NxLENGTH, or several of the latter with commas) and `--context`.
 
         Raises:
-          ConfigError: the text is neither form, or names another length than `context`.
+          ConfigError: the text is none of these, or names another length than `context`.
         """
-        match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(slots).strip())
-        if match is None:
-            raise ConfigError(f"slots is {slots!r}: write N or NxLENGTH, such as 8 or 8x2048")
-        length = int(match[2]) if match[2] else context
-        if context is not None and length != context:
-            raise ConfigError(f"slots is {slots!r} but context is {context}: give one length")
-        return cls(slots=int(match[1]), context=length)
+        classes = []
+        parts = str(slots).split(",")
+        for part in parts:
+            match = re.fullmatch(r"\s*(\d+)(?:x(\d+))?\s*", part)
+            if match is None:
+                raise ConfigError(
+                    f"slots is {slots!r}: write N or NxLENGTH, such as 8, 8x2048 or 48x2048,8x16384"
+                )
+            length = int(match[2]) if match[2] else context
+            if context is not None and length != context:
+                raise ConfigError(f"slots is {slots!r} but context is {context}: give one length")
+            classes.append(SlotClass(int(match[1]), length))
+        return cls(classes=tuple(classes), **others)
 
 
 def check_dtype(name: str) -> Dtype:
@@ -110,20 +186,46 @@ class Settings:
     dtype: str = "auto"
     slots: int | str = 8
     context: int | None = None
+    context_policy: str = "stop"
+    sinks: int = 4
+    prefill_wait_ms: float = 0.0
+    strict_compile: bool = False
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
+
+    def engine(self) -> EngineConfig:
+        """What they say of slots and contexts, read and checked.
+
+        Raises:
+          ConfigError: a value cannot be used.
+        """
+        return EngineConfig.parse(
+            self.slots,
+            self.context,
+            context_policy=self.context_policy,
+            sinks=self.sinks,
+            prefill_wait_ms=self.prefill_wait_ms,
+            strict_compile=self.strict_compile,
+        )
 
 
 _TOML_TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "model": {"model": (str,), "dtype": (str,)},
     "mesh": {"mesh": (str, int)},
     "sharding": {"rules": (str,)},
-    "engine": {"slots": (int, str), "context": (int,)},
+    "engine": {
+        "slots": (int, str),
+        "context": (int,),
+        "context_policy": (str,),
+        "sinks": (int,),
+        "prefill_wait_ms": (int, float),
+        "strict_compile": (bool,),
+    },
 }
 """Table -> key -> the types that its value may have."""
 
-_TOML_NAMES = {str: "a string", int: "an integer"}
+_TOML_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
 def load_settings(path: str | Path, overrides: Mapping[str, Any]) -> Settings:

@@ -42,3 +42,9 @@ class RequestError(TpuinferError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class RecompileError(TpuinferError):
+    """A compile after warm-up in strict mode, or arguments that no program takes."""
+
+    exit_code = 8

@@ -3,18 +3,18 @@
 absl flags are process-global, so each shared flag is defined here and nowhere else.
 """
 
+import difflib
+import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from tpuinfer.config import DTYPES, EngineConfig, Settings, load_settings
+from tpuinfer.config import CONTEXT_POLICIES, DTYPES, EngineConfig, Settings, load_settings
 from tpuinfer.errors import ConfigError, TpuinferError
 
 if TYPE_CHECKING:
@@ -32,10 +32,29 @@ MESH = flags.DEFINE_string(
 RULES = flags.DEFINE_string("rules", None, "TOML file with sharding rules; default: built in.")
 DTYPE = flags.DEFINE_enum("dtype", _DEFAULT.dtype, DTYPES, "Of weights and activations.")
 SLOTS = flags.DEFINE_string(
-    "slots", str(_DEFAULT.slots), "Requests that run at once: N or NxLENGTH."
+    "slots",
+    str(_DEFAULT.slots),
+    "Requests that run at once: N, NxLENGTH, or classes such as 48x2048,8x16384.",
 )
 CONTEXT = flags.DEFINE_integer(
     "context", None, "Tokens a request may have, prompt and answer; default: by the model."
+)
+CONTEXT_POLICY = flags.DEFINE_enum(
+    "context-policy",
+    _DEFAULT.context_policy,
+    CONTEXT_POLICIES,
+    "At the end of its context a request stops, or rolls on without its oldest tokens.",
+)
+SINKS = flags.DEFINE_integer(
+    "sinks", _DEFAULT.sinks, "First tokens that a rolling request never forgets."
+)
+PREFILL_WAIT_MS = flags.DEFINE_float(
+    "prefill-wait-ms",
+    _DEFAULT.prefill_wait_ms,
+    "How long a prompt may wait for others to share its prefill.",
+)
+STRICT_COMPILE = flags.DEFINE_bool(
+    "strict-compile", False, "A compile after warm-up is an error, not a warning."
 )
 CACHE_DIR = flags.DEFINE_string(
     "cache-dir", None, "Where models and compiled programs are kept; default: the user's cache."
@@ -44,8 +63,22 @@ VERIFY = flags.DEFINE_bool("verify", False, "Check the checkpoint's SHA-256 sums
 SHOW_SHARDING = flags.DEFINE_bool(
     "show-sharding", False, "Print where each weight and ring lies, its bytes, and why."
 )
+SHOW_PROGRAMS = flags.DEFINE_bool(
+    "show-programs", False, "Print every program with its shapes, its memory and what it cost."
+)
 
-_SHARED = {"model": MODEL, "mesh": MESH, "rules": RULES, "dtype": DTYPE, "slots": SLOTS}
+_SHARED: dict[str, Any] = {
+    "model": MODEL,
+    "mesh": MESH,
+    "rules": RULES,
+    "dtype": DTYPE,
+    "slots": SLOTS,
+    "context": CONTEXT,
+    "context_policy": CONTEXT_POLICY,
+    "sinks": SINKS,
+    "prefill_wait_ms": PREFILL_WAIT_MS,
+    "strict_compile": STRICT_COMPILE,
+}
 
 Watch = Callable[[str, int, int], None]
 
@@ -56,15 +89,8 @@ def settings() -> Settings:
     Raises:
       ConfigError: the file or a value cannot be used.
     """
-    given: dict[str, Any] = {name: flag.value for name, flag in _SHARED.items() if flag.present}
-    if CONTEXT.present:
-        given["context"] = CONTEXT.value
+    given = {name: flag.value for name, flag in _SHARED.items() if flag.present}
     return load_settings(CONFIG.value, given) if CONFIG.value else Settings(**given)
-
-
-def engine_config(chosen: Settings) -> EngineConfig:
-    """Slots and context of the settings, read and checked."""
-    return EngineConfig.parse(chosen.slots, chosen.context)
 
 
 def cache_dir() -> Path | None:
@@ -80,6 +106,7 @@ def load(chosen: Settings, engine: EngineConfig, *, max_waiting: int = 2**31) ->
     """
     from tpuinfer.checkpoint import layout
     from tpuinfer.engine import build
+    from tpuinfer.programs import manifest
     from tpuinfer.sharding import report
 
     with Bars() as progress:
@@ -92,45 +119,68 @@ def load(chosen: Settings, engine: EngineConfig, *, max_waiting: int = 2**31) ->
             cache_dir=cache_dir(),
             progress=progress,
         )
-        if VERIFY.value:
+        if VERIFY.value and plan.path is not None:
             layout.verify(plan.path, progress)
         if SHOW_SHARDING.value:
             print(report.render(report.table(plan.placements())), flush=True)
-        return build.load(plan, max_waiting=max_waiting, cache_dir=cache_dir(), progress=progress)
+        loaded = build.load(plan, max_waiting=max_waiting, cache_dir=cache_dir(), progress=progress)
+    if SHOW_PROGRAMS.value:
+        print(manifest.render(loaded.runner.manifest), flush=True)
+    return loaded
 
 
 class Bars:
     """Progress bars on a terminal's stderr; nothing elsewhere. Use as a context manager."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._tasks: dict[str, TaskID] = {}
+        self._bars = _progress_bars()
+        self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Watch:
-        self._bars.start()
+        if self._bars:
+            self._bars.start()
         return self._show
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._bars:
+            self._bars.stop()
 
     def _show(self, label: str, done: int, total: int) -> None:
+        if not self._bars:
+            return
         if label not in self._tasks:
             self._tasks[label] = self._bars.add_task(label, total=total)
         self._bars.update(self._tasks[label], completed=done, total=total)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parse the flags and call `main`; what either raises becomes one line and an exit code."""
+def _progress_bars() -> Any:
+    """A rich.progress.Progress; None where nobody looks, or without rich."""
+    if not sys.stderr.isatty():
+        return None
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    except ImportError:
+        return None
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True))
 
-    def guarded(_: list[str]) -> Any:
+
+def run(main: Callable[..., None], choices: Sequence[str] = ()) -> None:
+    """Parse the flags and call `main`; what either raises becomes one line and an exit code.
+
+    Args:
+      choices: the command line must name one of these beside the flags, and `main` is called with
+        it; with no choices nothing but flags may be there.
+    """
+
+    def guarded(argv: list[str]) -> Any:
         logging.basicConfig(
             format="%(message)s", level=logging.WARNING, stream=sys.stderr, force=True
         )
         logging.getLogger("tpuinfer").setLevel(logging.INFO)
         try:
-            main()
+            main(*argv[1:])
         except TpuinferError as error:
             _fail(error)
         except KeyboardInterrupt:
@@ -140,20 +190,35 @@ def run(main: Callable[[], None]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
 
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, flags_parser=functools.partial(_parse, choices=choices))
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], choices: Sequence[str] = ()) -> list[str]:
     """What absl does with flags, but one line for what it refuses."""
     try:
         rest: list[str] = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise ConfigError(f"{rest[1]!r} is not a flag; flags begin with --")
+        _check_words(rest[1:], choices)
     except flags.Error as error:
         _fail(ConfigError(" ".join(str(error).split())))
     except ConfigError as error:
         _fail(error)
     return rest
+
+
+def _check_words(words: Sequence[str], choices: Sequence[str]) -> None:
+    """Refuse what is neither a flag nor the one choice that a front door may ask for."""
+    if not choices:
+        if words:
+            raise ConfigError(f"{words[0]!r} is not a flag; flags begin with --")
+        return
+    known = ", ".join(choices)
+    if not words:
+        raise ConfigError(f"say which of {known}")
+    if words[0] not in choices:
+        near = difflib.get_close_matches(words[0], choices, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{words[0]!r} is not one of {known}; nearest: {near}")
+    if len(words) > 1:
+        raise ConfigError(f"{words[1]!r} is one word too many; flags begin with --")
 
 
 def _fail(error: TpuinferError) -> NoReturn:

@@ -38,7 +38,7 @@ def main() -> None:
         max_tokens=_MAX_TOKENS.value,
     )
     prompts = _read_prompts()
-    loaded = shared.load(chosen, shared.engine_config(chosen))
+    loaded = shared.load(chosen, chosen.engine())
     llm = LLM.from_loaded(loaded)
     if prompts is None:
         _talk(llm, params)

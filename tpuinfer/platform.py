@@ -21,6 +21,9 @@ class PlatformSettings:
       steps: decode steps in one dispatch.
       chunk: tokens in a full prefill chunk.
       smallest_bucket: width of the narrowest tail bucket.
+      prefill_rows: how many prompts per data shard one prefill may take, 1 first.
+      prefill_tokens: padded tokens per data shard that a prefill of several prompts may have.
+      narrow_rows: rows per data shard of further decode programs, for when few slots are live.
       block: ring columns that attention reads at a time; ring lengths are multiples of it.
       default_context: ring length when nobody says one (and the model allows it).
     """
@@ -31,17 +34,30 @@ class PlatformSettings:
     steps: int = 8
     chunk: int = 512
     smallest_bucket: int = 32
+    prefill_rows: tuple[int, ...] = (1, 4, 8)
+    prefill_tokens: int = 2048
+    narrow_rows: tuple[int, ...] = ()
     block: int = 512
     default_context: int = 2048
 
 
 _CPU = PlatformSettings(
-    ring_dtype="float32", min_rows=4, steps=1, chunk=256, smallest_bucket=64, block=128
+    ring_dtype="float32",
+    min_rows=4,
+    steps=1,
+    chunk=256,
+    smallest_bucket=64,
+    prefill_rows=(1, 4),
+    prefill_tokens=256,
+    narrow_rows=(4,),
+    block=128,
 )
 
-_SIMULATED = dataclasses.replace(_CPU, chunk=128, smallest_bucket=128)
+_SIMULATED = dataclasses.replace(
+    _CPU, chunk=128, smallest_bucket=128, prefill_rows=(1,), narrow_rows=()
+)
 """Several devices on one CPU: a program's first run costs a second per device, so there is one
-prefill width."""
+prefill and one decode."""
 
 _SETTINGS = {
     "cpu": _CPU,
@@ -61,13 +77,21 @@ def platform_settings(platform: str, devices: int = 1) -> PlatformSettings:
     return _SETTINGS.get(platform, _SETTINGS["tpu"])
 
 
-def for_context(settings: PlatformSettings, context: int) -> PlatformSettings:
-    """Shrink chunk and block so that neither exceeds what `context` tokens can use.
+def for_context(
+    settings: PlatformSettings, shortest: int, longest: int, rolls: bool = False
+) -> PlatformSettings:
+    """Shrink chunk and block so that neither exceeds what slots of these lengths can use.
 
-    >>> for_context(PlatformSettings(chunk=512, block=512), 100).chunk
+    A request that rolls has chunks that its ring holds whole.
+
+    >>> for_context(PlatformSettings(chunk=512, block=512), 100, 100).chunk
     128
     """
-    width = max(settings.smallest_bucket, 1 << (context - 1).bit_length())
-    return dataclasses.replace(
-        settings, chunk=min(settings.chunk, width), block=min(settings.block, width)
-    )
+    widths = [
+        max(settings.smallest_bucket, 1 << (context - 1).bit_length())
+        for context in (shortest, longest)
+    ]
+    chunk = min(settings.chunk, widths[1])
+    if rolls:
+        chunk = min(chunk, 1 << (longest.bit_length() - 1))
+    return dataclasses.replace(settings, chunk=chunk, block=min(settings.block, widths[0]))

@@ -27,7 +27,7 @@ _log = logging.getLogger("tpuinfer.serve")
 def main() -> None:
     """Listen first, then load: probes are answered from the start, requests after warm-up."""
     chosen = shared.settings()
-    engine = shared.engine_config(chosen)
+    engine = chosen.engine()
     start = time.perf_counter()
     name = _NAME.value or chosen.model.rstrip("/").rsplit("/", 1)[-1]
     bridge = Bridge(name)

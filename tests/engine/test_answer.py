@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tpuinfer.engine.answer import Answer
@@ -104,6 +105,37 @@ def test_logprobs_only_when_asked_and_only_of_what_was_taken() -> None:
     assert answer().take([97, 0], [-1.0, -2.0]).logprobs is None
     assert answer(logprobs=0).take([97, 0, -1], [-1.0, -2.0, 0.0]).logprobs == [-1.0, -2.0]
     assert answer(logprobs=0, stop="a").take([97, 98], [-1.0, -2.0]).logprobs == [-1.0]
+
+
+def alternatives(*rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's ids, and the log-probability -id of each."""
+    ids = np.array(rows, np.int32)
+    return ids, -ids.astype(np.float32)
+
+
+def test_alternatives_as_many_as_asked() -> None:
+    given = alternatives([7, 3, 9], [1, 2, 3], [-1, -1, -1])
+    row = answer(logprobs=2, stop="b")
+    delta = row.take([97, 98, 99], [-1.0, -2.0, -3.0], given)
+    assert delta.logprobs == [-1.0, -2.0]
+    assert delta.top_logprobs == [{7: -7.0, 3: -3.0}, {1: -1.0, 2: -2.0}]
+    assert [list(one) for one in delta.top_logprobs] == [[7, 3], [1, 2]]
+
+
+@pytest.mark.parametrize("logprobs", [None, 0])
+def test_no_alternatives_unless_asked(logprobs: int | None) -> None:
+    given = alternatives([7, 3, 9])
+    assert answer(logprobs=logprobs).take([97], [-1.0], given).top_logprobs is None
+
+
+def test_no_more_alternatives_than_the_vocabulary_has() -> None:
+    delta = answer(logprobs=3).take([97], [-1.0], alternatives([7, 3, -1]))
+    assert delta.top_logprobs == [{7: -7.0, 3: -3.0}]
+
+
+def test_alternatives_that_are_missing_are_a_fault() -> None:
+    with pytest.raises(AssertionError, match="r: 3 alternatives missing"):
+        answer(logprobs=3).take([97], [-1.0])
 
 
 def test_a_row_that_ends_for_no_reason_is_a_fault() -> None:

@@ -6,17 +6,38 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tpuinfer.engine import engine as engine_module
 from tpuinfer.engine.engine import Engine, fold
-from tpuinfer.engine.request import MAX_STOP_IDS, CompletionOutput, Request, SamplingParams
+from tpuinfer.engine.request import (
+    MAX_STOP_IDS,
+    TOP_LOGPROBS,
+    CompletionOutput,
+    Request,
+    SamplingParams,
+)
 from tpuinfer.engine.runner import StepTokens
 from tpuinfer.engine.scheduler import QueueFullError
 from tpuinfer.errors import RequestError
-from tpuinfer.testing.fake import FakePending, FakeRunner, FakeTokenizer
+from tpuinfer.testing.fake import FakePending, FakeRunner, FakeTokenizer, add_up
+from tpuinfer.testing.fake import answer as by_hand
+
+Slots = int | tuple[tuple[int, int], ...]
 
 
-def engine(slots: int = 2, *, steps: int = 1, max_waiting: int = 100, **runner: Any) -> Engine:
+def engine(
+    slots: Slots = 2,
+    *,
+    steps: int = 1,
+    max_waiting: int = 100,
+    prefill_wait: float = 0,
+    **runner: Any,
+) -> Engine:
     return Engine(
-        FakeRunner(slots, **runner), FakeTokenizer(), steps=steps, max_waiting=max_waiting
+        FakeRunner(slots, **runner),
+        FakeTokenizer(),
+        steps=steps,
+        max_waiting=max_waiting,
+        prefill_wait=prefill_wait,
     )
 
 
@@ -36,6 +57,8 @@ def step(one: Engine, answers: dict[str, CompletionOutput]) -> list[str]:
         answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason
         if delta.logprobs is not None:
             answer.logprobs = (answer.logprobs or []) + delta.logprobs
+        if delta.top_logprobs is not None:
+            answer.top_logprobs = (answer.top_logprobs or []) + delta.top_logprobs
     return [delta.request_id for delta in deltas]
 
 
@@ -65,7 +88,7 @@ def test_nothing_to_do() -> None:
 
 
 def test_a_long_prompt_goes_in_by_chunks() -> None:
-    one = engine(chunk=4, capacity=64)
+    one = engine(buckets=(2, 4))
     assert run(one, ask("r", "klmnopqrstu", max_tokens=2))["r"].text == "vw"
     assert [kind for kind, _ in one.runner.events if kind != "result"] == ["prefill"] * 3 + [
         "decode"
@@ -149,7 +172,7 @@ def test_the_next_dispatch_goes_out_before_the_last_is_read() -> None:
 
 
 def test_prefill_and_decode_alternate() -> None:
-    one = engine(slots=2, chunk=2, capacity=64)
+    one = engine(slots=2, buckets=(1, 2))
     one.add(ask("short", "a", max_tokens=20))
     one.step()
     one.add(ask("long", "abcdefgh"))
@@ -181,7 +204,7 @@ def test_a_reused_slot_starts_clean() -> None:
 
 
 def test_abort_in_every_phase() -> None:
-    one, answers = engine(slots=2, chunk=2), {}
+    one, answers = engine(slots=2, buckets=(1, 2)), {}
     one.add(ask("decoding", "a", max_tokens=40))
     one.add(ask("prefilling", "abcdefgh"))
     one.add(ask("waiting", "abc"))
@@ -212,7 +235,7 @@ def test_an_id_is_free_again_and_gets_none_of_the_old_tokens() -> None:
 
 
 def test_the_caller_may_change_its_list_meanwhile() -> None:
-    one = engine(chunk=2)
+    one = engine(buckets=(1, 2))
     request = ask("r", "abcdef")
     answers: dict[str, CompletionOutput] = {}
     one.add(request)
@@ -330,3 +353,147 @@ def test_a_failing_device_is_not_hidden() -> None:
     one.runner.decode = fail
     with pytest.raises(RuntimeError, match="the device is gone"):
         one.step()
+
+
+def test_alternatives_go_to_the_rows_that_asked() -> None:
+    answers = run(
+        engine(slots=3, steps=2),
+        ask("two", "a", max_tokens=3, logprobs=2),
+        ask("none", "k", max_tokens=3),
+        ask("one", "u", max_tokens=4, logprobs=1),
+        ask("chosen", "A", max_tokens=2, logprobs=0),
+    )
+    assert answers["two"].top_logprobs == [
+        {t: -t / 128, t + 1: -t / 128 - 1} for t in (98, 99, 100)
+    ]
+    assert answers["one"].top_logprobs == [{t: -t / 128} for t in range(118, 122)]
+    assert answers["none"].top_logprobs is answers["chosen"].top_logprobs is None
+
+
+@pytest.mark.parametrize("logprobs", [-1, TOP_LOGPROBS + 1])
+def test_alternatives_beyond_what_there_are(logprobs: int) -> None:
+    with pytest.raises(RequestError, match=rf"logprobs is {logprobs}: .* \[0, 20\]"):
+        SamplingParams(logprobs=logprobs)
+
+
+def test_requests_go_by_what_they_need() -> None:
+    one = engine(slots=((1, 8), (1, 32)))
+    answers = run(
+        one,
+        ask("short", "a", max_tokens=7),
+        ask("long", "a", max_tokens=8),
+        ask("whole", "a", max_tokens=None),
+        ask("too much", "a", max_tokens=1000),
+    )
+    lengths = {name: len(answer.token_ids) for name, answer in answers.items()}
+    assert lengths == {"short": 7, "long": 8, "whole": 31, "too much": 31}
+    sent = one.runner.sent
+    assert [sent[0], sent[2]] == [(0,), (1,)], "short and long, each in the ring that suits"
+    assert one.context == 32
+    with pytest.raises(RequestError, match="32 tokens and the context holds 32"):
+        one.add(ask("r", "a" * 32))
+
+
+def test_rings_that_roll_take_any_prompt_and_any_answer() -> None:
+    one = engine(slots=((1, 8), (1, 16)), rolls=True)
+    answers = run(
+        one,
+        ask("long prompt", "a" * 50, max_tokens=3),
+        ask("long answer", "!", max_tokens=60),
+        ask("unbounded", "!", max_tokens=None),
+    )
+    assert answers["long prompt"].text == "bcd"
+    lengths = [len(answers[name].token_ids) for name in ("long answer", "unbounded")]
+    assert lengths == [60, 16]
+    assert one.context is None
+    with pytest.raises(RequestError, match="the prompt is empty"):
+        one.add(ask("r", ""))
+
+
+def test_only_the_longest_ring_rolls() -> None:
+    """A ring that rolled at 8 would forget what one of 16 still holds."""
+    one = engine(slots=((1, 8), (1, 16)), rolls=True, rule=add_up)
+    prompt = [1, 2, 3, 4]
+    got = {
+        str(limit): run(
+            one,
+            Request(
+                str(limit), prompt, SamplingParams(temperature=0, max_tokens=limit, ignore_eos=True)
+            ),
+        )[str(limit)].token_ids
+        for limit in (4, 5, 30)
+    }
+    for limit, tokens in got.items():
+        assert tokens == by_hand(prompt, limit=int(limit), rule=add_up, capacity=16)
+
+
+class Clock:
+    """Stands in for `time` in the engine; sleeping is what makes it advance."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.naps: list[float] = []
+        monkeypatch.setattr(engine_module, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.naps.append(seconds)
+        self.now += seconds
+
+
+def test_a_held_prefill_naps_and_then_goes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    one = engine(slots=4, prefill_rows=2, prefill_wait=0.0025)
+    one.add(ask("a", "a"))
+    assert one.step() == one.step() == []
+    assert (one.runner.events, one.metrics.steps) == ([], 0)
+    assert one.step() == []
+    assert clock.naps == pytest.approx([0.001, 0.001, 0.0005])
+    one.step()
+    assert one.runner.events[0] == ("prefill", 0)
+    assert one.metrics.steps == 1
+
+
+def test_a_held_prefill_goes_out_when_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    one = engine(slots=4, prefill_rows=2, prefill_wait=1.0)
+    one.add(ask("a", "a"))
+    one.step()
+    one.add(ask("b", "k"))
+    one.step()
+    assert one.runner.sent[0] == (0, 1)
+    assert clock.naps == [0.001]
+
+
+def test_nobody_naps_while_others_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    one, answers = engine(slots=4, prefill_rows=2, prefill_wait=1.0), {}
+    one.add(ask("a", "a"))
+    one.add(ask("b", "k"))
+    step(one, answers)
+    one.add(ask("c", "u"))
+    for _ in range(3):
+        step(one, answers)
+    assert (answers["a"].text, answers["b"].text) == ("bcde", "lmno")
+    assert (clock.naps, "c" in answers) == ([], False)
+    while one.has_work:
+        step(one, answers)
+    assert answers["c"].text == "vwxy"
+    assert sum(clock.naps) == pytest.approx(1.0)
+
+
+def test_rows_a_shard_share_a_prefill() -> None:
+    one = engine(slots=4, prefill_rows=4)
+    answers = run(one, *[ask(letter, letter, max_tokens=3) for letter in "aceg"])
+    assert [answers[letter].text for letter in "aceg"] == ["bcd", "def", "fgh", "hij"]
+    assert one.runner.sent == [(0, 1, 2, 3)] * 3
+
+
+def test_occupancy_and_recompiles_are_counted() -> None:
+    one = engine(slots=4)
+    one.runner.recompiles = 2
+    run(one, ask("a", "a", max_tokens=3))
+    assert (one.metrics.decode_rows, one.metrics.decode_slots) == (2, 8)
+    assert (one.metrics.occupancy, one.metrics.recompiles) == (0.25, 2)

@@ -56,6 +56,16 @@ def test_log_probabilities_add_up(llm):
     assert (silent.logprobs, silent.cumulative_logprob) == (None, None)
 
 
+def test_alternatives_are_gathered(llm):
+    three = SamplingParams(temperature=0, max_tokens=3, logprobs=2)
+    answer = llm.generate("a", three)[0].outputs[0]
+    assert [list(one) for one in answer.top_logprobs] == [[98, 99], [99, 100], [100, 101]]
+    assert [
+        one[token] for one, token in zip(answer.top_logprobs, answer.token_ids, strict=True)
+    ] == (answer.logprobs)
+    assert llm.generate("a", FIVE)[0].outputs[0].top_logprobs is None
+
+
 def test_deltas_arrive_with_the_index_of_their_prompt(llm):
     seen = {0: "", 1: "", 2: ""}
 

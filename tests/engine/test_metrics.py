@@ -27,6 +27,14 @@ def test_first_token_then_the_time_between_tokens() -> None:
     assert metrics.inter_token.cumulative()[8] == (0.5, 4)
 
 
+def test_occupancy() -> None:
+    metrics = Metrics(slots=4)
+    assert metrics.occupancy == 0
+    metrics.decoded(4)
+    metrics.decoded(1)
+    assert (metrics.decode_rows, metrics.decode_slots, metrics.occupancy) == (5, 8, 0.625)
+
+
 def test_two_engines_do_not_share_counters() -> None:
     one, two = Metrics(), Metrics()
     one.finished["stop"] += 1

@@ -7,53 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sampling_reference import kept_by_sorting, rows
 
 from tpuinfer.ops import sampling
-from tpuinfer.ops.sampling import SamplingRows
+from tpuinfer.ops.sampling import TOP
 
 V = 101
-NEAR = 1e-5
-"""A cut that falls closer than this to a boundary may go either way in float32."""
 
-keep, sample = jax.jit(sampling.keep), jax.jit(sampling.sample)
+sample = jax.jit(sampling.sample)
 
 
-def rows(count, *, seed=0, **fields):
-    """Rows that sample plainly at temperature 1, but for `fields`."""
-    values = {
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "min_p": 0.0,
-        "top_k": 0,
-        "seed": seed,
-        "choice": 0,
-        "logprobs": False,
-        **fields,
-    }
-    dtypes = {"top_k": np.int32, "seed": np.uint32, "choice": np.int32, "logprobs": bool}
-    return SamplingRows(
-        **{
-            name: np.broadcast_to(np.asarray(value, dtypes.get(name, np.float32)), (count,))
-            for name, value in values.items()
-        }
-    )
-
-
-def kept_by_sorting(logits, top_k, top_p, min_p):
-    """Which tokens of one row survive, and whether every cut is clear of its boundary.
-
-    min_p first; then the k most likely; then the smallest set that reaches top_p of what is left.
-    Of tokens that tie, the one of lower id counts as more likely.
-    """
-    weights = np.exp(logits.astype(np.float64) - logits.max())
-    clear = (np.abs(weights - min_p) > NEAR * min_p).all() or min_p in (0, 1)
-    order = [i for i in np.argsort(-logits, kind="stable") if weights[i] >= min_p]
-    order = order[: top_k or None]
-    if top_p < 1:
-        reached = np.cumsum(weights[order]) / weights[order].sum()
-        clear &= (np.abs(reached - top_p) > NEAR).all()
-        order = order[: int(np.searchsorted(reached, top_p)) + 1]
-    return np.isin(np.arange(len(logits)), order), clear
+@jax.jit
+def keep(logits, settings):
+    """Which of the V tokens survive the cuts, at temperature 1."""
+    weights = sampling.weigh(logits, logits.max(axis=-1), settings.temperature)
+    return sampling.cut(weights, settings)[:, : logits.shape[1]] > 0
 
 
 def flat(seed, count):
@@ -143,55 +111,50 @@ def test_greedy_ties_go_to_the_lowest_id():
     logits = np.zeros((8, V), np.float32)
     logits[0, [90, 17, 18]] = 5
     logits[1, [V - 1, 0]] = 1
-    tokens, logprobs = sample(logits, rows(8, temperature=0.0), np.zeros(8, np.int32))
-    assert tokens.tolist() == [17] + [0] * 7
-    assert logprobs.tolist() == [0] * 8
+    logits[2, 63:65] = 1
+    logits[3] = -0.0
+    logits[3, 70] = 0.0
+    logits[4] = -np.inf
+    result = sample(logits, rows(8, temperature=0.0), np.zeros(8, np.int32))
+    assert result.tokens.tolist() == [17, 0, 63, 0, 0, 0, 0, 0]
+    assert not result.logprobs.any()
+    assert not result.top_logprobs.any()
+    assert (np.asarray(result.top_ids) == -1).all()
+
+
+@pytest.mark.parametrize("width", [1, 13, 64, 65, 4096, 4097, 49_152])
+def test_greedy_is_argmax_at_every_width(width):
+    logits = np.random.default_rng(width).integers(-9, 9, (8, width)).astype(np.float32)
+    result = sample(logits, rows(8, temperature=0.0), np.zeros(8, np.int32))
+    np.testing.assert_array_equal(result.tokens, logits.argmax(axis=1))
 
 
 def test_greedy_rows_are_greedy_beside_sampled_ones():
     logits = flat(2, 8).astype(np.float32)
     mixed = rows(8, temperature=np.array([0, 1] * 4), top_k=np.array([0, 0, 0, 3] * 2))
-    tokens, _ = sample(logits, mixed, np.arange(8, dtype=np.int32))
+    tokens = np.asarray(sample(logits, mixed, np.arange(8, dtype=np.int32)).tokens)
     assert tokens[::2].tolist() == logits[::2].argmax(axis=1).tolist()
+    assert (tokens[1::2] != logits[1::2].argmax(axis=1)).any()
 
 
-def chi_square(tokens, probabilities):
-    """How far the counts are from the expected ones, in standard deviations of chi square."""
-    expected = probabilities * len(tokens)
-    assert expected[probabilities > 0].min() > 5, "too few draws to judge"
-    counts = np.bincount(tokens, minlength=len(probabilities))
-    assert counts[probabilities == 0].sum() == 0
-    live = probabilities > 0
-    statistic = ((counts[live] - expected[live]) ** 2 / expected[live]).sum()
-    freedom = live.sum() - 1
-    return (statistic - freedom) / np.sqrt(2 * freedom)
-
-
-DRAWS = 4000
-
-
-@pytest.mark.parametrize(
-    ("temperature", "cut"),
-    [(1.0, {}), (0.5, {}), (2.0, {"top_k": 3}), (1.0, {"top_p": 0.7}), (1.0, {"min_p": 0.2})],
-)
-@pytest.mark.parametrize("varied", ["positions", "seed", "choice"])
-def test_draws_follow_the_distribution(temperature, cut, varied):
-    """Over positions of one row, over seeds, and over choices: each must be a fair stream."""
-    logits = np.log(np.array([0.4, 0.05, 0.25, 0.1, 0.15, 0.05], np.float32))
-    kept, clear = kept_by_sorting(
-        logits / temperature, cut.get("top_k", 0), cut.get("top_p", 1), cut.get("min_p", 0)
-    )
-    assert clear
-    probabilities = np.where(kept, np.exp(logits.astype(np.float64) / temperature), 0)
-    probabilities /= probabilities.sum()
-    own = {"temperature": temperature, "seed": 5, **cut}
-    positions = np.full(DRAWS, 9, np.int32)
-    if varied == "positions":
-        positions = np.arange(DRAWS, dtype=np.int32)
-    else:
-        own[varied] = np.arange(DRAWS)
-    tokens, _ = sample(np.broadcast_to(logits, (DRAWS, 6)), rows(DRAWS, **own), positions)
-    assert abs(chi_square(np.asarray(tokens), probabilities)) < 4
+def test_nothing_in_the_logits_leads_out_of_the_vocabulary():
+    """NaN and infinities: some id of the vocabulary, and the other rows as ever."""
+    odd = np.zeros((8, V), np.float32)
+    odd[0], odd[1], odd[2] = np.nan, -np.inf, np.inf
+    odd[3, 40], odd[4, 41], odd[5, :] = np.nan, np.inf, -np.inf
+    odd[5, 42] = 0
+    odd[6:] = flat(4, 2)
+    even = odd.copy()
+    even[:6] = 0
+    positions = np.arange(8, dtype=np.int32)
+    for settings in ({}, {"temperature": 0.0}, {"top_k": 9, "top_p": 0.8, "min_p": 0.01}):
+        asked = rows(8, logprobs=5, **settings)
+        result, usual = sample(odd, asked, positions), sample(even, asked, positions)
+        tokens = np.asarray(result.tokens)
+        assert ((tokens >= 0) & (tokens < V)).all()
+        assert tokens[4:6].tolist() == [41, 42]
+        for one, other in zip(jax.tree.leaves(result), jax.tree.leaves(usual), strict=True):
+            np.testing.assert_array_equal(one[6:], other[6:])
 
 
 def test_seed_choice_and_position_are_streams_of_their_own():
@@ -200,21 +163,35 @@ def test_seed_choice_and_position_are_streams_of_their_own():
     seeds, choices = np.array([1, 2, 1, 1, 2, 3, 3, 2]), np.array([2, 1, 3, 2, 3, 1, 2, 2])
     keys = rows(8, seed=seeds, choice=choices)
     positions = np.array([3, 3, 2, 1, 1, 2, 1, 2], np.int32)
-    firsts = [sample(logits, keys, positions + 10 * step)[0].tolist() for step in range(8)]
+    firsts = [sample(logits, keys, positions + 10 * step).tokens.tolist() for step in range(8)]
     streams = list(zip(*firsts, strict=True))
     assert len(set(streams)) == 8
 
 
-def test_the_token_of_a_key_is_the_same_in_every_company():
+def varied(count):
+    """Rows of every kind, their logits and positions."""
+    settings = rows(
+        count,
+        temperature=np.array([0, 0.7, 1, 0, 1.5, 0.2, 1, 3] * (count // 8)),
+        top_k=np.array([0, 0, 40, 3, 0, 0, 5, 0] * (count // 8)),
+        top_p=np.array([1, 0.9, 1, 1, 0.5, 1, 0.95, 1] * (count // 8)),
+        min_p=np.array([0, 0, 0, 0, 0, 0.1, 0.01, 0] * (count // 8)),
+        logprobs=np.array([-1, 0, 20, 5, -1, 1, 3, -1] * (count // 8)),
+        seed=np.arange(count) + 2**31,
+        choice=np.arange(count) % 3,
+    )
+    logits = np.asarray(jnp.asarray(flat(5, count) * 2, jnp.bfloat16), np.float32)
+    return logits, settings, np.arange(count, dtype=np.int32) * 7
+
+
+def test_a_row_is_the_same_in_every_company():
     """(seed, choice, position) decide; the row's index and what the others ask for do not."""
-    logits = flat(5, 8).astype(np.float32)
+    logits, alone, positions = varied(8)
+    expected = jax.tree.map(np.asarray, sample(logits, alone, positions))
     random = np.random.default_rng(6)
-    alone = rows(8, seed=np.arange(8) + 2**31, choice=np.arange(8) % 3, top_p=0.9, logprobs=True)
-    positions = np.arange(8, dtype=np.int32) * 7
-    tokens, logprobs = map(np.asarray, sample(logits, alone, positions))
-    for _ in range(10):
+    for _ in range(12):
         order = random.permutation(8)
-        mine = order < 3
+        mine = order < 3 if random.random() < 0.5 else order == 0
         company = jax.tree.map(lambda x, order=order: x[order].copy(), alone)
         others = {
             "temperature": random.choice([0, 0.3, 2.0], 8),
@@ -222,13 +199,33 @@ def test_the_token_of_a_key_is_the_same_in_every_company():
             "top_p": random.choice([1.0, 0.4], 8),
             "min_p": random.choice([0.0, 0.3], 8),
             "seed": random.integers(0, 2**32, 8),
-            "logprobs": random.random(8) < 0.5,
+            "logprobs": random.choice([-1, 0, 7], 8),
         }
         for name, values in others.items():
             getattr(company, name)[~mine] = values[~mine].astype(getattr(company, name).dtype)
-        result, scores = map(np.asarray, sample(logits[order], company, positions[order]))
-        np.testing.assert_array_equal(result[mine], tokens[order[mine]])
-        np.testing.assert_array_equal(scores[mine], logprobs[order[mine]])
+        result = sample(logits[order], company, positions[order])
+        for one, other in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(np.asarray(one)[mine], other[order[mine]])
+
+
+@pytest.mark.parametrize("count", [1, 4, 16])
+def test_a_row_is_the_same_in_a_batch_of_any_size(count):
+    """A prefill of few rows and a narrow decode must agree with the full one."""
+    logits, settings, positions = varied(16)
+    given = (np.tile(logits, (1, 50)), settings, positions)  # 5050 tokens, each 50 times
+    expected = sample(jnp.asarray(given[0]), *given[1:])
+    for start in range(0, 16, count):
+        part = jax.tree.map(lambda x, start=start: x[start : start + count], given)
+        for one, other in zip(
+            jax.tree.leaves(sample(*part)), jax.tree.leaves(expected), strict=True
+        ):
+            np.testing.assert_array_equal(one, other[start : start + count])
+
+
+def log_softmax(logits):
+    wide = logits.astype(np.float64)
+    fall = wide - wide.max(axis=1, keepdims=True)
+    return fall - np.log(np.exp(fall).sum(axis=1, keepdims=True))
 
 
 @functools.lru_cache(maxsize=1)
@@ -238,32 +235,61 @@ def scored():
         8,
         temperature=np.array([0, 1, 0.2, 0, 3, 1, 0, 1]),
         top_k=np.array([0, 0, 2, 0, 0, 1, 0, 9]),
-        logprobs=np.array([1, 1, 1, 0, 1, 1, 1, 0]),
+        logprobs=np.array([0, 20, 1, -1, 5, 0, 3, -1]),
     )
     return logits, asked, sample(logits, asked, np.arange(8, dtype=np.int32))
 
 
 def test_logprobs_are_those_of_the_model_not_of_the_cut():
     """Under softmax(logits): temperature and cuts do not enter."""
-    logits, asked, (tokens, logprobs) = scored()
-    wide = logits.astype(np.float64)
-    best = wide.max(axis=1)
-    total = best + np.log(np.exp(wide - best[:, None]).sum(axis=1))
-    expected = np.where(asked.logprobs, wide[np.arange(8), np.asarray(tokens)] - total, 0)
-    np.testing.assert_allclose(logprobs, expected, rtol=1e-5, atol=1e-5)
+    logits, asked, result = scored()
+    chosen = log_softmax(logits)[np.arange(8), np.asarray(result.tokens)]
+    expected = np.where(asked.logprobs >= 0, chosen, 0)
+    np.testing.assert_allclose(result.logprobs, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_chosen_token_has_the_same_bits_among_the_top():
+    _, _, result = scored()
+    rows_of_top, columns = np.nonzero(np.asarray(result.top_ids == result.tokens[:, None]))
+    assert {0, 3, 5, 7}.isdisjoint(rows_of_top)
+    assert {2, 6} <= set(rows_of_top.tolist())
+    np.testing.assert_array_equal(
+        np.asarray(result.top_logprobs)[rows_of_top, columns],
+        np.asarray(result.logprobs)[rows_of_top],
+    )
+
+
+@pytest.mark.parametrize("make", [flat, few_values, all_equal, with_zeros_of_both_signs])
+@pytest.mark.parametrize("width", [V, 13])
+def test_the_top_is_that_of_a_stable_sort(make, width):
+    asked = [-1, 0, 1, 2, 5, 13, 19, 20]
+    logits = np.asarray(make(9, 8), np.float32)[:, :width]
+    result = sample(logits, rows(8, logprobs=asked), np.zeros(8, np.int32))
+    order = np.argsort(-logits, axis=1, kind="stable")
+    expected = np.take_along_axis(log_softmax(logits), order, axis=1)
+    assert result.top_ids.shape == result.top_logprobs.shape == (8, TOP)
+    for row, count in enumerate(asked):
+        told = min(max(count, 0), width)
+        assert result.top_ids[row, :told].tolist() == order[row, :told].tolist()
+        np.testing.assert_allclose(
+            result.top_logprobs[row, :told], expected[row, :told], rtol=1e-5, atol=1e-5
+        )
+        assert (np.asarray(result.top_ids)[row, told:] == -1).all()
+        assert not np.asarray(result.top_logprobs)[row, told:].any()
 
 
 def test_asking_for_logprobs_changes_no_token():
-    logits, asked, (tokens, _) = scored()
-    silent = dataclasses.replace(asked, logprobs=np.zeros(8, bool))
-    again, nothing = sample(logits, silent, np.arange(8, dtype=np.int32))
-    np.testing.assert_array_equal(again, tokens)
-    assert not nothing.any()
+    logits, asked, result = scored()
+    silent = dataclasses.replace(asked, logprobs=np.full(8, -1, np.int32))
+    again = sample(logits, silent, np.arange(8, dtype=np.int32))
+    np.testing.assert_array_equal(again.tokens, result.tokens)
+    assert not again.logprobs.any()
+    assert (np.asarray(again.top_ids) == -1).all()
 
 
 @pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-6])
-def test_the_coldest_temperatures_are_greedy_and_finite(temperature):
+def test_the_coldest_temperatures_are_greedy(temperature):
     logits = np.random.default_rng(3).normal(0, 30, (4, 50)).astype(np.float32)
     cold = rows(4, temperature=temperature, top_p=0.9, top_k=7, min_p=0.1)
-    tokens, _ = sample(logits, cold, np.arange(4, dtype=np.int32))
+    tokens = sample(logits, cold, np.arange(4, dtype=np.int32)).tokens
     assert np.array_equal(tokens, logits.argmax(axis=-1))

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from ring_copies import ring_copies
+from toy import toy, toy_spec
 
 from tpuinfer.cache import ring as ring_module
 from tpuinfer.cache.ring import Ring, RingAttention, Rows
@@ -62,7 +64,7 @@ def test_the_state_is_updated_in_place(mesh, name):
     size = sum(math.prod(local_shape(leaf)) * leaf.dtype.itemsize for leaf in leaves)
     rings = 2 * len(model.state.rings) * local_ring(model) * 4
     assert model.programs[name].call.memory_analysis().alias_size_in_bytes >= size > rings
-    assert model.programs[name].temp_bytes < rings
+    assert model.programs[name].entry.temp_bytes < rings
 
 
 @functools.cache
@@ -111,7 +113,6 @@ def test_the_set_is_closed():
     assert on_mesh("1").programs.keys() == on_mesh("1").specs.keys()
     for name, program in on_mesh("1").programs.items():
         assert program.name == name
-        assert program.seconds > 0
 
 
 def test_other_shapes_are_refused_not_compiled():
@@ -128,29 +129,63 @@ def test_other_shapes_are_refused_not_compiled():
     decode(model.params, state, np.int32(1), active)
 
 
-def test_progress_counts_each_program():
+def test_programs_are_ready_in_order_and_counted():
     seen = []
-    spec = on_mesh("1").specs["decode"]
-    small = dataclasses.replace(
-        spec,
-        function=lambda params, state, n, active: (state, n),
-        out_shardings=(spec.out_shardings[0], spec.out_shardings[1]),
+    specs = [toy_spec(name) for name in ("b", "a", "d", "c")]
+    made = compile_programs(
+        specs,
+        lambda *args: seen.append(args),
+        ready=lambda program: seen.append(program.name),
     )
-    made = compile_programs([small], lambda *args: seen.append(args))
-    assert seen == [("compiling", 0, 1), ("compiling", 1, 1)]
-    assert list(made) == ["decode"]
+    assert list(made) == ["b", "a", "d", "c"]
+    counts = [("compiling", done, 4) for done in range(5)]
+    assert seen == [counts[0], "b", counts[1], "a", counts[2], "d", counts[3], "c", counts[4]]
 
 
+_CACHE_SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+
+
+@pytest.fixture
+def no_cache():
+    """A process without a compilation cache, as far as the test can tell."""
+    before = {name: getattr(jax.config, name) for name in _CACHE_SETTINGS}
+    jax.config.update(_CACHE_SETTINGS[0], None)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_the_cache_keeps_programs(tmp_path):
+    """Each of several programs that compile at once says for itself whether it was there."""
+
+    def uses(**scales):
+        made = compile_programs([toy_spec(name, scale=x) for name, x in scales.items()])
+        return {name: program.entry.cache for name, program in made.items()}
+
+    assert uses(a=1.5) == {"a": "off"}
+    use_compilation_cache(tmp_path)
+    assert uses(a=1.5, b=2.5) == {"a": "miss", "b": "miss"}
+    assert uses(a=1.5, c=3.5, b=2.5, d=4.5) == {"a": "hit", "c": "miss", "b": "hit", "d": "miss"}
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_a_program_from_the_cache_is_measured_like_a_new_one(tmp_path):
+    use_compilation_cache(tmp_path)
+    made, kept = (
+        dataclasses.replace(toy(scale=5.5).entry, lower_seconds=0, compile_seconds=0)
+        for _ in range(2)
+    )
+    assert (made.cache, kept.cache) == ("miss", "hit")
+    assert dataclasses.replace(made, cache="hit") == kept
+
+
+@pytest.mark.usefixtures("no_cache")
 def test_a_compilation_cache_that_is_set_is_kept(tmp_path):
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    try:
-        jax.config.update(names[0], None)
-        use_compilation_cache(tmp_path / "a")
-        assert getattr(jax.config, names[0]) == str(tmp_path / "a")
-        assert getattr(jax.config, names[1]) == 0
-        use_compilation_cache(tmp_path / "b")
-        assert getattr(jax.config, names[0]) == str(tmp_path / "a")
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
+    use_compilation_cache(tmp_path / "a")
+    assert getattr(jax.config, _CACHE_SETTINGS[0]) == str(tmp_path / "a")
+    assert getattr(jax.config, _CACHE_SETTINGS[1]) == 0
+    use_compilation_cache(tmp_path / "b")
+    assert getattr(jax.config, _CACHE_SETTINGS[0]) == str(tmp_path / "a")

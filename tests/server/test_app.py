@@ -104,6 +104,18 @@ def test_without_a_limit_a_completion_has_16_tokens_and_a_chat_the_context(compl
     assert reply["choices"][0]["finish_reason"] == "length"
 
 
+def test_where_rings_roll_there_is_no_context_to_exceed():
+    bridge = Bridge(MODEL)
+    bridge.attach(fake_engine(rolls=True), FakeTokenizer())
+    assert bridge.context is None
+    with TestClient(create_app(bridge, ServerInfo(MODEL))) as client:
+        body = {"model": MODEL, "prompt": "!" * 2 * CONTEXT, "max_tokens": 80, "temperature": 0}
+        reply = client.post("/v1/completions", json=body)
+    bridge.stop()
+    usage = reply.json()["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (2 * CONTEXT, 80)
+
+
 def test_more_than_the_context_is_refused_with_both_numbers(complete, chat):
     assert complete(max_tokens=CONTEXT - 3).status_code == 200
     for reply, param, numbers in [

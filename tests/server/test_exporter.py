@@ -30,6 +30,15 @@ def test_the_engine_in_numbers(client, complete):
     assert after["tpuinfer_requests_finished_total", "length"] == 1
     assert after["tpuinfer_requests_finished_total", "stop"] == 1
     assert after["tpuinfer_steps_total",] > 0
+    assert after["tpuinfer_recompiles_total",] == 0
+    assert after["tpuinfer_decode_rows_total",] == 4 + 2  # one was on its way at the end token
+    assert after["tpuinfer_decode_slots_total",] == 4 * 6
+
+
+def test_a_recompile_is_seen(engine, client, complete):
+    engine.runner.recompiles = 3
+    complete()
+    assert samples(client)["tpuinfer_recompiles_total",] == 3
 
 
 @pytest.mark.parametrize(

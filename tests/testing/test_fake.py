@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from tpuinfer.engine.request import SamplingParams
+from tpuinfer.engine.request import TOP_LOGPROBS, SamplingParams
 from tpuinfer.engine.runner import Pending, PrefillWork, Runner
+from tpuinfer.programs.slots import SlotLayout
 from tpuinfer.testing.fake import FakeRunner, FakeTokenizer, add_up, answer
 
 WORK = PrefillWork(
@@ -32,8 +33,13 @@ def columns(pending: Pending) -> list[list[int]]:
 
 
 def test_is_a_runner() -> None:
-    runner: Runner = FakeRunner(4, 2, chunk=8)
-    assert (runner.slots, runner.shards, runner.chunk, runner.buckets) == (4, 2, 8, (4, 8))
+    runner: Runner = FakeRunner(4, 2, capacity=32)
+    assert runner.layout == SlotLayout((4,), (32,), 2)
+    assert (runner.chunk, runner.buckets, runner.prefill_rows) == (8, (4, 8), {4: 1, 8: 1})
+    assert (runner.rolls, runner.recompiles) == (False, 0)
+    runner = FakeRunner(((2, 16), (4, 64)), 2, buckets=(2, 4), prefill_rows={2: 4, 4: 1})
+    assert runner.layout == SlotLayout((2, 4), (16, 64), 2)
+    assert (runner.chunk, runner.prefill_rows) == (4, {2: 4, 4: 1})
 
 
 def test_counts_up_to_the_stop_id() -> None:
@@ -74,6 +80,49 @@ def test_log_probabilities() -> None:
     assert runner.prefill([WORK]).result().logprobs.tolist() == [[-4 / 128]]
 
 
+def asking(logprobs: int | None, **changes: object) -> PrefillWork:
+    return work(params=SamplingParams(temperature=0, logprobs=logprobs), **changes)
+
+
+def test_alternatives() -> None:
+    runner = FakeRunner(3, prefill_rows=3, vocab=8)
+    assert runner.prefill([asking(0), asking(None, slot=1)]).result().top_ids is None
+    first = runner.prefill([asking(3), asking(0, slot=1)]).result()
+    assert first.top_ids.shape == first.top_logprobs.shape == (1, 3, TOP_LOGPROBS)
+    assert first.top_ids[0, :, :4].tolist() == [[4, 5, 6, -1], [-1] * 4, [-1] * 4]
+    assert first.top_logprobs[0, 0, :3].tolist() == [-0.5, -1.5, -2.5]
+    second = runner.decode(2, [0, 1]).result()
+    assert second.top_ids[:, 0, :4].tolist() == [[5, 6, 7, -1], [6, 7, 0, -1]]
+    assert runner.decode(1, [1]).result().top_ids is None
+    runner.prefill([asking(20, slot=2)])
+    third = runner.decode(1, [1, 2]).result()
+    assert third.top_ids[0, 2].tolist() == [5, 6, 7, 0, 1, 2, 3, 4] + [-1] * 12
+
+
+def test_a_ring_that_rolls_forgets_its_oldest_tokens() -> None:
+    runner = FakeRunner(1, capacity=4, rolls=True, rule=add_up, vocab=100)
+    runner.prefill([work(stop_ids=())])
+    assert columns(runner.decode(3, [0])) == [[12, 23, 44]]  # 1+2+3+6, 2+3+6+12, 3+6+12+23
+    assert answer([1, 2, 3], limit=4, rule=add_up, vocab=100, capacity=4) == [6, 12, 23, 44]
+
+
+def test_several_rows_a_shard() -> None:
+    runner = FakeRunner(4, 2, prefill_rows={4: 2, 8: 1})
+    both = [work(slot=slot, tokens=(slot,)) for slot in (0, 1, 3)]
+    assert columns(runner.prefill(both)) == [[1], [2], [-1], [4]]
+    assert runner.sent == [(0, 1, 3)]
+    with pytest.raises(AssertionError, match="2 works on data shard 0: it takes 1"):
+        runner.prefill([work(slot=0, bucket=8), work(slot=1, bucket=8)])
+
+
+def test_each_slot_has_the_capacity_of_its_class() -> None:
+    runner = FakeRunner(((2, 8), (1, 32)))
+    runner.prefill([work(slot=1, limit=5)])
+    with pytest.raises(AssertionError, match="9 tokens in a ring of 8"):
+        runner.prefill([work(slot=1, limit=6)])
+    runner.prefill([work(slot=2, limit=29)])
+
+
 def test_results_are_fixed_at_dispatch() -> None:
     runner = FakeRunner(1)
     first = runner.prefill([WORK])
@@ -92,7 +141,9 @@ def test_results_are_fixed_at_dispatch() -> None:
 
 
 def test_results_can_take_their_time() -> None:
-    pending = FakeRunner(1, seconds=0.02).prefill([WORK])
+    runner = FakeRunner(1)
+    runner.seconds = 0.02
+    pending = runner.prefill([WORK])
     before = time.monotonic()
     pending.result()
     assert time.monotonic() - before >= 0.02
@@ -122,7 +173,8 @@ FULL = tuple(range(10, 18))
     ("works", "message"),
     [
         ([], "a prefill of nothing"),
-        ([work(), work(slot=1)], "two works on one data shard"),
+        ([work(), work(slot=1)], "2 works on data shard 0: it takes 1"),
+        ([work(), work()], "two works for one slot"),
         ([work(), work(slot=2, bucket=8)], "different buckets"),
         ([work(bucket=5)], "bucket 5 is not of"),
         ([work(tokens=())], "0 tokens in bucket 4"),
@@ -131,18 +183,18 @@ FULL = tuple(range(10, 18))
         ([work(tokens=(128,))], "beyond the vocabulary"),
         ([work(start=3)], "slot 0 is closed"),
         ([work(limit=0)], "a limit of 0"),
-        ([work(limit=62)], "beyond the capacity"),
+        ([work(limit=62)], "65 tokens in a ring of 64"),
         ([work(stop_ids=tuple(range(17)))], "17 stop ids"),
         ([work(seed=2**32)], "seed 4294967296"),
     ],
 )
 def test_prefill_misuse(works: list[PrefillWork], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        FakeRunner(4, 2, capacity=64, chunk=8).prefill(works)
+        FakeRunner(4, 2, capacity=64).prefill(works)
 
 
 def test_a_chunk_must_follow_the_one_before() -> None:
-    runner = FakeRunner(1, chunk=8)
+    runner = FakeRunner(1)
     runner.prefill([work(tokens=FULL, bucket=8, last=False)])
     with pytest.raises(AssertionError, match="starts at 16, not 8"):
         runner.prefill([work(start=16)])
@@ -164,13 +216,6 @@ def test_decode_misuse() -> None:
     runner.prefill([WORK])
     with pytest.raises(AssertionError, match="a slot twice"):
         runner.decode(1, [0, 0])
-
-
-def test_shapes_that_do_not_fit() -> None:
-    with pytest.raises(AssertionError, match="3 slots do not divide over 2 shards"):
-        FakeRunner(3, 2)
-    with pytest.raises(AssertionError, match="is not chunk 8"):
-        FakeRunner(2, chunk=8, buckets=(2, 4))
 
 
 def test_a_token_is_a_character() -> None:

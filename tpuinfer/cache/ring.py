@@ -1,4 +1,4 @@
-"""Write to a layer's ring and attend over it, in one shard_map per layer.
+"""Write to a layer's rings and attend over them, in one shard_map per layer.
 
 Each data shard holds its own slots and each model shard its own KV heads, so both steps are local:
 no collective, and the write touches the new rows only.
@@ -9,10 +9,15 @@ no collective, and the write touches the new rows only.
 Prefill must not write first: in a ring that is about to wrap, the chunk would overwrite keys which
 its own first queries still need. Padding and idle rows never write: their index lies outside the
 array and is dropped.
+
+A layer has one ring for each class of slots. The rows of a decode step are cut by class, each part
+attends over its own ring. Rows that name their slot (prefill, a narrow decode) go through the rings
+one after the other; one that is not theirs is wholly masked, which changes nothing.
 """
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +34,21 @@ _KV = ("batch", None, "kv_heads", "head_dim")
 
 @struct.dataclass
 class Ring:
-    """One layer's cache: keys and values, each [B, K, L, H]; column p mod L holds position p."""
+    """One layer's cache in one class of slots.
+
+    Attributes:
+      keys, values: [B, K, L, H]; `ops.attention.ring_column` says which column holds a position.
+      window: how many tokens a query looks back at; None = all. sinks: first tokens that stay.
+    """
 
     keys: jax.Array
     values: jax.Array
+    window: int | None = struct.field(pytree_node=False, default=None)
+    sinks: int = struct.field(pytree_node=False, default=0)
+
+
+Rings = tuple[Ring, ...]
+"""One layer's rings: one for each class of slots."""
 
 
 @struct.dataclass
@@ -43,15 +59,38 @@ class Rows:
       slot: [R] int32, slot *within its data shard* that the row reads and writes.
       start: [R] int32, position of the row's first token.
       length: [R] int32, how many of the T tokens are real; 0 = an idle row, which never writes.
+      horizon: [R] int32, the last position of which the row's ring holds everything before it; the
+        sinks are seen from there by all later ones. None when no ring has sinks.
     """
 
     slot: jax.Array
     start: jax.Array
     length: jax.Array
+    horizon: jax.Array | None = None
 
     def positions(self, width: int) -> jax.Array:
         """[R, T] int32 position of every token, padding included."""
         return self.start[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
+
+
+def horizons(layers: tuple[Rings, ...], slot: jax.Array, shards: int) -> jax.Array | None:
+    """`Rows.horizon` of rows in these slots (numbered within their data shard).
+
+    By StreamingLLM's rule (arXiv:2309.17453) positions are those in the cache: a query beyond the
+    ring's capacity C sits at C - 1. Its distance to recent keys is right as it is; only the sinks
+    must be scored from there.
+    """
+    if not any(ring.sinks for rings in layers for ring in rings):
+        return None
+    last, above = jnp.zeros_like(slot), 0
+    for rings in zip(*layers, strict=True):  # those of one class, layer by layer
+        for ring in rings:
+            if ring.sinks:
+                assert ring.window is not None
+                last = jnp.where(slot >= above, ring.window + ring.sinks - 1, last)
+                break
+        above += rings[0].keys.shape[0] // shards
+    return last
 
 
 @dataclass(frozen=True)
@@ -60,76 +99,171 @@ class RingAttention:
 
     Attributes:
       block: ring columns read at a time.
-      identity: the rows are the slots in order (decode): no gather, and write before attending.
+      mode: "prefill"; "decode", where the rows are all slots in order; or "narrow", a decode of
+        rows that name their slots.
     """
 
     layout: Layout
     block: int
-    identity: bool
+    mode: Literal["prefill", "decode", "narrow"]
 
     def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, ring: Ring, rows: Rows
-    ) -> tuple[jax.Array, Ring]:
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        rings: Rings,
+        rows: Rows,
+        sink_q: jax.Array | None = None,
+    ) -> tuple[jax.Array, Rings]:
         """Attend and write.
 
         Args:
           q: [R, T, N, H]. k, v: [R, T, K, H], rotated.
+          sink_q: q as the sinks see it, rotated to `rows.horizon` at most; None = as q.
 
         Returns:
-          [R, T, N, H] in q's dtype, and the ring with the new rows in it.
+          [R, T, N, H] in q's dtype, and the rings with the new rows in them.
         """
         spec = self.layout.spec
         row = PartitionSpec(self.layout.mesh_axis("batch"))
         local = jax.shard_map(
-            self._decode if self.identity else self._prefill,
+            self._decode if self.mode == "decode" else self._by_slot,
             mesh=self.layout.mesh,
-            in_specs=(spec(_HEADS), spec(_KV), spec(_KV), spec(RING_AXES), row),
+            in_specs=(spec(_HEADS), spec(_KV), spec(_KV), spec(RING_AXES), row, spec(_HEADS)),
             out_specs=(spec(_HEADS), spec(RING_AXES)),
             check_vma=False,
         )
-        out: tuple[jax.Array, Ring] = local(q, k, v, ring, rows)
+        out: tuple[jax.Array, Rings] = local(q, k, v, rings, rows, sink_q)
         return out
 
-    def _prefill(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, ring: Ring, rows: Rows
-    ) -> tuple[jax.Array, Ring]:
-        dtype = ring.keys.dtype
-        grouped = attention.split_heads(q, k.shape[2], dtype)
-        seen = attention.attend_ring(
-            attention.begin(grouped),
-            grouped,
-            (ring.keys, ring.values),
-            slots=rows.slot,
-            newest=jnp.where(rows.length > 0, rows.start - 1, -1),
-            queries=rows.positions(q.shape[1]),
-            block=self.block,
-        )
+    def _by_slot(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        rings: Rings,
+        rows: Rows,
+        sink_q: jax.Array | None,
+    ) -> tuple[jax.Array, Rings]:
+        dtype, width = rings[0].keys.dtype, q.shape[1]
+        queries = _queries(q, sink_q, k.shape[2], dtype, rows.positions(width))
         k, v = (jnp.swapaxes(array, 1, 2).astype(dtype) for array in (k, v))
-        seen = attention.attend_chunk(seen, grouped, k, v, rows.length)
-        rows = dataclasses.replace(rows, slot=_after(seen.total, rows.slot))
-        out = attention.finish(seen).reshape(q.shape).astype(q.dtype)
-        return out, write(ring, k, v, rows)
+        parts = _by_class(rings, rows)
+        narrow = self.mode == "narrow"
+        if narrow:
+            rings = tuple(write(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
+        seen = attention.begin(queries.main)
+        for ring, part in zip(rings, parts, strict=True):
+            ends = part.start + part.length if narrow else part.start
+            seen = attention.attend_ring(
+                seen,
+                queries,
+                ring,
+                slots=part.slot,
+                newest=jnp.where(part.length > 0, ends - 1, -1),
+                block=self.block,
+            )
+        if not narrow:
+            seen = _attend_own_chunk(seen, queries.main, k, v, rings, parts)
+            parts = [
+                dataclasses.replace(part, slot=_after(seen.total, part.slot)) for part in parts
+            ]
+            rings = tuple(write(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
+        return attention.finish(seen).reshape(q.shape).astype(q.dtype), rings
 
     def _decode(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, ring: Ring, rows: Rows
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        rings: Rings,
+        rows: Rows,
+        sink_q: jax.Array | None,
+    ) -> tuple[jax.Array, Rings]:
+        outs, written, first = [], [], 0
+        for ring in rings:
+            own = slice(first, first + ring.keys.shape[0])
+            first = own.stop
+            part = jax.tree.map(lambda array, own=own: array[own], rows)
+            part = dataclasses.replace(part, slot=part.slot - own.start)
+            sinks = None if sink_q is None else sink_q[own]
+            out, ring = self._decode_class(q[own], k[own], v[own], ring, part, sinks)
+            outs.append(out)
+            written.append(ring)
+        if padding := q.shape[0] - first:  # rows added to reach the platform's minimum
+            outs.append(jnp.zeros((padding, *q.shape[1:]), q.dtype))
+        return jnp.concatenate(outs), tuple(written)
+
+    def _decode_class(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        ring: Ring,
+        rows: Rows,
+        sink_q: jax.Array | None,
     ) -> tuple[jax.Array, Ring]:
-        dtype, slots = ring.keys.dtype, ring.keys.shape[0]
-        padding = q.shape[0] - slots  # rows added to reach the platform's minimum
-        used = jax.tree.map(lambda array: array[:slots], rows)
-        k, v = (jnp.swapaxes(array[:slots], 1, 2).astype(dtype) for array in (k, v))
-        ring = write(ring, k, v, used)
-        grouped = attention.split_heads(q[:slots], k.shape[1], dtype)
+        dtype = ring.keys.dtype
+        k, v = (jnp.swapaxes(array, 1, 2).astype(dtype) for array in (k, v))
+        ring = write(ring, k, v, rows)
+        queries = _queries(q, sink_q, k.shape[1], dtype, rows.positions(q.shape[1]))
         seen = attention.attend_ring(
-            attention.begin(grouped),
-            grouped,
-            (ring.keys, ring.values),
+            attention.begin(queries.main),
+            queries,
+            ring,
             slots=None,
-            newest=jnp.where(used.length > 0, used.start + used.length - 1, -1),
-            queries=used.positions(q.shape[1]),
+            newest=jnp.where(rows.length > 0, rows.start + rows.length - 1, -1),
             block=self.block,
         )
-        out = attention.finish(seen).reshape(slots, *q.shape[1:]).astype(q.dtype)
-        return jnp.pad(out, ((0, padding), (0, 0), (0, 0), (0, 0))), ring
+        return attention.finish(seen).reshape(q.shape).astype(q.dtype), ring
+
+
+def _queries(
+    q: jax.Array, sink_q: jax.Array | None, kv_heads: int, dtype: jnp.dtype, positions: jax.Array
+) -> attention.Queries:
+    main, sinks = (
+        None if array is None else attention.split_heads(array, kv_heads, dtype)
+        for array in (q, sink_q)
+    )
+    assert main is not None
+    return attention.Queries(main, sinks, positions)
+
+
+def _by_class(rings: Rings, rows: Rows) -> list[Rows]:
+    """The rows as each class sees them: slots numbered within it, other classes' rows idle."""
+    parts, first = [], 0
+    for ring in rings:
+        slot = rows.slot - first
+        first += ring.keys.shape[0]
+        mine = (slot >= 0) & (slot < ring.keys.shape[0])
+        parts.append(dataclasses.replace(rows, slot=slot, length=jnp.where(mine, rows.length, 0)))
+    return parts
+
+
+def _attend_own_chunk(
+    seen: attention.Softmax,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    rings: Rings,
+    parts: list[Rows],
+) -> attention.Softmax:
+    """Attend within the chunk, once for each window that the classes have."""
+    views: dict[tuple[int, int] | None, list[jax.Array]] = {}
+    for ring, part in zip(rings, parts, strict=True):
+        sees_all = ring.window is None or ring.window >= k.shape[2]
+        view = None if sees_all else (ring.window or 0, ring.sinks)
+        views.setdefault(view, []).append(part.length)
+    for view, lengths in views.items():
+        length = sum(lengths[1:], lengths[0])
+        if view is None:
+            seen = attention.attend_chunk(seen, q, k, v, length)
+        else:
+            window, sinks = view
+            pinned = jnp.maximum(sinks - parts[0].start, 0)
+            seen = attention.attend_chunk(seen, q, k, v, length, window=window, sinks=pinned)
+    return seen
 
 
 def _after(read: jax.Array, slot: jax.Array) -> jax.Array:
@@ -155,19 +289,28 @@ def write(ring: Ring, k: jax.Array, v: jax.Array, rows: Rows) -> Ring:
         column        0  1  2  3 | 0  1  2  3          flat index of position p in slot 1:
         before        .  .  .  . | 0  1  2  .             (1 * K + head) * L + p mod L
         after         .  .  .  . | 4  1  2  3          padding: index B * K * L, dropped
+
+    Of a chunk longer than the ring only the newest tokens are written, each column once:
+
+        L = 4, a chunk of 6 at start 0      after    4  5  2  3
     """
     slots, kv_heads, length, head_dim = ring.keys.shape
     width = k.shape[2]
+    turning = length - ring.sinks
     positions = rows.positions(width)
-    real = jnp.arange(width, dtype=jnp.int32)[None, :] < rows.length[:, None]
+    index = jnp.arange(width, dtype=jnp.int32)[None, :]
+    real = index < rows.length[:, None]
+    if width > turning:
+        stays = (index >= rows.length[:, None] - turning) | (positions < ring.sinks)
+        real &= stays
     heads = jnp.arange(kv_heads, dtype=jnp.int32)
     base = (rows.slot[:, None] * kv_heads + heads[None, :]) * length
-    index = base[:, :, None] + jnp.mod(positions, length)[:, None, :]
-    outside = slots * kv_heads * length
-    index = jnp.where(real[:, None, :], index, outside).reshape(-1)
+    columns = attention.ring_column(positions, length, ring.sinks)
+    flat = base[:, :, None] + columns[:, None, :]
+    flat = jnp.where(real[:, None, :], flat, slots * kv_heads * length).reshape(-1)
 
     def put(array: jax.Array, new: jax.Array) -> jax.Array:
-        flat = array.reshape(-1, head_dim).at[index].set(new.reshape(-1, head_dim), mode="drop")
-        return flat.reshape(array.shape)
+        put_in = array.reshape(-1, head_dim).at[flat].set(new.reshape(-1, head_dim), mode="drop")
+        return put_in.reshape(array.shape)
 
-    return Ring(put(ring.keys, k), put(ring.values, v))
+    return dataclasses.replace(ring, keys=put(ring.keys, k), values=put(ring.values, v))

@@ -11,10 +11,13 @@ RING_AXES = ("batch", "kv_heads", "length", "head_dim")
 
 @dataclass(frozen=True)
 class RingSpec:
-    """One layer's ring: keys and values, each [slots, kv_heads, length, head_dim].
+    """One layer's ring in one class of slots: keys and values, [slots, kv_heads, length, head_dim].
 
     Attributes:
+      slots: over all data shards.
       length: L, columns per slot, a multiple of the block that attention reads at a time.
+      window: how many tokens a query looks back at, itself included; None = all there are.
+      sinks: first tokens that stay in view beside the window; their columns are never reused.
     """
 
     slots: int
@@ -22,6 +25,12 @@ class RingSpec:
     length: int
     head_dim: int
     dtype: str
+    window: int | None = None
+    sinks: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.window is None or self.window + self.sinks <= self.length, self
+        assert self.window is not None or self.sinks == 0, self
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -36,6 +45,41 @@ class RingSpec:
         return jax.ShapeDtypeStruct(self.shape, jnp.dtype(self.dtype))
 
 
-def ring_length(capacity: int, block: int) -> int:
-    """Columns of a global layer's ring: `capacity` rounded up to whole blocks."""
-    return -(-capacity // block) * block
+@dataclass(frozen=True)
+class View:
+    """What a layer's queries see in one class of slots, and how many columns that takes.
+
+    Attributes:
+      columns: the fewest a ring must have. window, sinks: as in `RingSpec`.
+    """
+
+    columns: int
+    window: int | None = None
+    sinks: int = 0
+
+
+def view(capacity: int, window: int | None, *, rolls: bool, sinks: int, per_step: int = 1) -> View:
+    """What a layer keeps of a request.
+
+    Args:
+      capacity: tokens that a slot of this class holds.
+      window: the layer's own (a sliding-window layer), or None for a global one.
+      rolls: requests go on past their capacity; a global layer then keeps `sinks` first tokens and
+        the newest that fit beside them.
+      per_step: tokens a decode step may write beyond the one it keeps (speculation).
+
+        capacity 16, layer                 stop                  roll, 2 sinks
+        global                             16, sees all          16, sees 2 sinks + newest 14
+        window 6                           6, sees newest 6      6, sees newest 6
+        window 100                         16, sees all          16, sees 2 sinks + newest 14
+    """
+    if window is not None and window < capacity:
+        return View(window + per_step - 1, window)
+    if not rolls:
+        return View(capacity)
+    return View(capacity + per_step - 1, capacity - sinks, sinks)
+
+
+def ring_length(columns: int, block: int) -> int:
+    """Columns of a ring: as many as needed, rounded up to whole blocks."""
+    return -(-columns // block) * block

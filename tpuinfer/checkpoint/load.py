@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import platformdirs
-
 from tpuinfer.checkpoint import catalogue, layout, staging
 from tpuinfer.checkpoint.convert import convert
 from tpuinfer.checkpoint.fetch import fetch
@@ -24,6 +22,8 @@ _FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".npz")
 
 def default_cache_dir() -> Path:
     """Where converted models are kept unless the caller says otherwise."""
+    import platformdirs  # not needed where --cache-dir is given
+
     return Path(platformdirs.user_cache_dir("tpuinfer"))
 
 

@@ -1,7 +1,10 @@
-"""From one row's token ids to deltas of text, by the rules the device stops by. Pure Python."""
+"""From one row's token ids to deltas of text, by the rules the device stops by. No jax."""
 
 from collections.abc import Sequence
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tpuinfer.engine.request import Delta, FinishReason, Request
 from tpuinfer.tokenizer.detokenize import StopChecker
@@ -12,6 +15,10 @@ class Detokenizer(Protocol):
 
     def push(self, token: int, /) -> str: ...
     def flush(self) -> str: ...
+
+
+Top = tuple[NDArray[np.int32], NDArray[np.float32]]
+"""Alternatives to the tokens of one row: ids and log-probabilities [n, TOP], as `StepTokens`."""
 
 
 class Answer:
@@ -32,6 +39,7 @@ class Answer:
         detokenizer: Detokenizer,
     ) -> None:
         """`stop_ids`: all ids that end the row; one of `eos_ids` among them is no stop_reason."""
+        self.top = request.params.logprobs or 0  # alternatives to each token that it asked for
         self.last_seen: float | None = None  # when its newest token was read, by the engine's clock
         self._request_id = request.request_id
         self._left = limit
@@ -41,10 +49,13 @@ class Answer:
         self._checker = StopChecker(request.params.stop)
         self._wants_logprobs = request.params.logprobs is not None
 
-    def take(self, tokens: Sequence[int], logprobs: Sequence[float]) -> Delta:
+    def take(
+        self, tokens: Sequence[int], logprobs: Sequence[float], alternatives: Top | None = None
+    ) -> Delta:
         """The row's column of one dispatch: tokens up to its end, then -1.
 
-        A row that ends without a reason that is known here would never finish: an AssertionError.
+        `alternatives` must be given if `top` of them were asked for. A row that ends without a
+        reason that is known here would never finish: an AssertionError.
         """
         delta = Delta(self._request_id)
         for token in tokens:
@@ -66,6 +77,9 @@ class Answer:
         )
         if self._wants_logprobs:
             delta.logprobs = list(logprobs[:count])
+        if self.top:
+            assert alternatives is not None, f"{self._request_id}: {self.top} alternatives missing"
+            delta.top_logprobs = _as_dicts(alternatives, count, self.top)
         return delta
 
     def _emit(self, delta: Delta, text: str) -> None:
@@ -83,3 +97,12 @@ class Answer:
         if delta.finish_reason is None:
             delta.finish_reason, delta.stop_reason = reason, stop_reason
             delta.text += self._checker.flush()
+
+
+def _as_dicts(alternatives: Top, count: int, top: int) -> list[dict[int, float]]:
+    """The first `top` alternatives to each of the first `count` tokens; id -1 is none."""
+    ids, logprobs = (array[:count, :top].tolist() for array in alternatives)
+    found = [dict(zip(*row, strict=True)) for row in zip(ids, logprobs, strict=True)]
+    for one in found:
+        one.pop(-1, None)
+    return found

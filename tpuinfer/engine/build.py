@@ -1,23 +1,29 @@
 """From the name of a model and the shape of a mesh to an engine that is ready for requests."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 
-from tpuinfer.cache.spec import RING_AXES, RingSpec, ring_length
+from tpuinfer.cache.spec import RING_AXES, RingSpec, ring_length, view
 from tpuinfer.checkpoint import load as checkpoint_load
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.config import EngineConfig, ModelConfig, check_dtype
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.request import MAX_STOP_IDS
+from tpuinfer.engine.warmup import WarmUp
 from tpuinfer.errors import CheckpointError, ConfigError, MeshError
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, weights
 from tpuinfer.platform import PlatformSettings, for_context, platform_settings
 from tpuinfer.programs.buckets import default_buckets
-from tpuinfer.programs.compile import compile_programs, program_specs, use_compilation_cache
+from tpuinfer.programs.closed_set import program_specs
+from tpuinfer.programs.compile import compile_programs, use_compilation_cache
+from tpuinfer.programs.guard import CompileGuard
+from tpuinfer.programs.slots import SlotLayout
 from tpuinfer.programs.state import abstract_state, zeros
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
 from tpuinfer.sharding.report import Placement, place
@@ -26,36 +32,56 @@ from tpuinfer.sharding.simulate import prepare_cpu_devices
 from tpuinfer.tokenizer.load import load_tokenizer
 from tpuinfer.tokenizer.tokenizer import Tokenizer
 
+Params = Mapping[str, jax.Array]
+
 
 @dataclass(frozen=True)
 class Plan:
     """Everything decided before a weight is read: what runs, how large, and where it lies.
 
     Attributes:
-      path: the checkpoint directory.
-      dtype: of weights and activations. context: tokens a request may have, prompt and answer.
-      rings: one spec per layer.
+      path: the checkpoint directory; None when the weights come from elsewhere.
+      dtype: of weights and activations.
+      slots: how many, how long. rings: for each layer, one spec per class of slots.
     """
 
-    path: Path
+    path: Path | None
     config: ModelConfig
     layout: Layout
     settings: PlatformSettings
     dtype: str
-    context: int
-    rings: tuple[RingSpec, ...]
+    slots: SlotLayout
+    rings: tuple[tuple[RingSpec, ...], ...]
+    engine: EngineConfig
+
+    @property
+    def context(self) -> int:
+        """Tokens a request may have before the context policy steps in."""
+        return self.slots.capacity
+
+    @property
+    def rolls(self) -> bool:
+        return self.engine.context_policy == "roll"
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Widths of prefill; the last is the chunk."""
+        chunk = self.settings.chunk
+        return default_buckets(chunk, min(chunk, self.settings.smallest_bucket))
 
     def placements(self) -> list[Placement]:
         """Where each weight and ring lies, how large its part is, and why."""
         blueprint = registry.build(self.config)
         named = {name: (w.shape, w.axes) for name, w in weights(blueprint).items()}
+        several = len(self.rings[0]) > 1
         rings = {
-            f"layers.{layer}.ring.{part}": (spec.shape, RING_AXES)
+            f"layers.{layer}.ring{f'_{spec.length}' * several}.{part}": (spec.shape, RING_AXES)
             for part in ("keys", "values")
-            for layer, spec in enumerate(self.rings)
+            for layer, classes in enumerate(self.rings)
+            for spec in classes
         }
         rows = place(self.layout, named, jax.numpy.dtype(self.dtype).itemsize)
-        return rows + place(self.layout, rings, jax.numpy.dtype(self.rings[0].dtype).itemsize)
+        return rows + place(self.layout, rings, jax.numpy.dtype(self.rings[0][0].dtype).itemsize)
 
 
 @dataclass(frozen=True)
@@ -83,27 +109,57 @@ def make_plan(
     Raises:
       CheckpointError, ConfigError, MeshError: what cannot work, before any weight is read.
     """
+    asked = check_dtype(dtype)
+    prepare_cpu_devices(parse_mesh(mesh).size)
+    table = rules if isinstance(rules, ShardingRules) else load_rules(rules) if rules else None
+    path = checkpoint_load.resolve(model, dtype=asked, cache_dir=cache_dir, progress=progress)
+    config = registry.read_config(checkpoint_load.read_config(path))
+    plan = plan_of(config, mesh=mesh, rules=table, dtype=asked, engine=engine)
+    return dataclasses.replace(plan, path=path)
+
+
+def plan_of(
+    config: ModelConfig,
+    *,
+    mesh: str | int = 1,
+    rules: ShardingRules | None = None,
+    dtype: str = "auto",
+    engine: EngineConfig | None = None,
+    settings: PlatformSettings | None = None,
+) -> Plan:
+    """Lay a model of these sizes out on the mesh; no checkpoint is needed.
+
+    Args:
+      settings: what suits the platform; None = what is known of it.
+
+    Raises:
+      ConfigError, MeshError: what cannot work.
+    """
     engine = engine or EngineConfig()
     asked = check_dtype(dtype)
     shape = parse_mesh(mesh)
     prepare_cpu_devices(shape.size)
-    table = rules if isinstance(rules, ShardingRules) else load_rules(rules) if rules else None
-    path = checkpoint_load.resolve(model, dtype=asked, cache_dir=cache_dir, progress=progress)
-    config = registry.read_config(checkpoint_load.read_config(path))
     devices = build_mesh(shape)
-    layout = resolve(table or ShardingRules(), devices, registry.axis_sizes(config, engine.slots))
-    settings = platform_settings(devices.devices.flat[0].platform, devices.size)
-    context = _context(config, engine, settings)
-    settings = for_context(settings, context)
-    width = settings.dtype if asked == "auto" else asked
-    ring = RingSpec(
-        slots=engine.slots,
-        kv_heads=config.kv_heads,
-        length=ring_length(context, settings.block),
-        head_dim=config.head_dim,
-        dtype=settings.ring_dtype or width,
+    layout = resolve(rules or ShardingRules(), devices, registry.axis_sizes(config, engine.slots))
+    platform = devices.devices.flat[0].platform
+    settings = settings or platform_settings(platform, devices.size)
+    slots = SlotLayout(
+        tuple(one.slots for one in engine.classes),
+        _contexts(config, engine, settings),
+        layout.shards("batch"),
     )
-    return Plan(path, config, layout, settings, width, context, (ring,) * config.layers)
+    rolls = engine.context_policy == "roll"
+    if rolls and engine.sinks > slots.capacities[0] // 4:
+        raise ConfigError(
+            f"sinks is {engine.sinks}, of a context of {slots.capacities[0]}: at most a quarter "
+            f"may stay; nearest: {slots.capacities[0] // 4}"
+        )
+    settings = for_context(settings, slots.capacities[0], slots.capacity, rolls)
+    width = settings.dtype if asked == "auto" else asked
+    rings = tuple(
+        _rings(config, layer, slots, settings, width, engine) for layer in range(config.layers)
+    )
+    return Plan(None, config, layout, settings, width, slots, rings, engine)
 
 
 def load(
@@ -122,52 +178,104 @@ def load(
       TokenizerError: the vocabulary is.
       MeshError: the device has not enough memory.
     """
-    use_compilation_cache((cache_dir or checkpoint_load.default_cache_dir()) / "compiled")
+    assert plan.path is not None, "a plan without a checkpoint: `start` takes the weights"
     tokenizer = load_tokenizer(plan.path)
     if tokenizer.vocab_size > plan.config.vocab:
         raise CheckpointError(
             f"{plan.path}: the tokenizer knows {tokenizer.vocab_size} ids, but the embedding has "
             f"{plan.config.vocab} rows: they are not of one model"
         )
-    blueprint = registry.build(plan.config)
-    shapes = abstract_params(blueprint, plan.layout, plan.dtype)
+    shapes = abstract_params(registry.build(plan.config), plan.layout, plan.dtype)
+    try:
+        params = checkpoint_load.load_params(plan.path, shapes)
+    except jax.errors.JaxRuntimeError as error:
+        raise _as_mesh_error(error, plan) from error
+    runner = start(plan, params, cache_dir=cache_dir, progress=progress)
+    engine = Engine(
+        runner,
+        tokenizer,
+        steps=plan.settings.steps,
+        max_waiting=max_waiting,
+        prefill_wait=plan.engine.prefill_wait_ms / 1000,
+    )
+    return Loaded(plan, engine, runner, tokenizer)
+
+
+def start(
+    plan: Plan, params: Params, *, cache_dir: Path | None = None, progress: Progress = silent
+) -> DeviceRunner:
+    """Compile every program for weights that are on the mesh, and run each once.
+
+    Raises:
+      MeshError: the device has not enough memory.
+    """
+    use_compilation_cache((cache_dir or checkpoint_load.default_cache_dir()) / "compiled")
     state = abstract_state(plan.rings, plan.layout, MAX_STOP_IDS)
-    buckets = default_buckets(plan.settings.chunk, plan.settings.smallest_bucket)
     specs = program_specs(
-        blueprint,
+        registry.build(plan.config),
         plan.layout,
         state,
         settings=plan.settings,
         dtype=plan.dtype,
-        buckets=buckets,
+        buckets=plan.buckets,
     )
     try:
-        params = checkpoint_load.load_params(plan.path, shapes)
         runner = DeviceRunner(
             params,
             zeros(state),
             {},
-            shards=plan.layout.shards("batch"),
-            capacity=plan.context,
-            buckets=buckets,
+            layout=plan.slots,
+            buckets=plan.buckets,
             steps=plan.settings.steps,
+            rolls=plan.rolls,
         )
-        compile_programs(specs, progress, ready=runner.add)
+        compile_programs(specs, progress, ready=WarmUp(runner, plan.config.vocab).add)
     except jax.errors.JaxRuntimeError as error:
         raise _as_mesh_error(error, plan) from error
-    engine = Engine(runner, tokenizer, steps=plan.settings.steps, max_waiting=max_waiting)
-    return Loaded(plan, engine, runner, tokenizer)
+    runner.guard = CompileGuard(plan.engine.strict_compile)
+    return runner
 
 
-def _context(config: ModelConfig, engine: EngineConfig, settings: PlatformSettings) -> int:
-    if engine.context is None:
-        return min(config.context, settings.default_context)
-    if engine.context > config.context:
-        raise ConfigError(
-            f"context is {engine.context}, but the model was made for at most {config.context}; "
-            f"nearest: {config.context}"
+def _rings(
+    config: ModelConfig,
+    layer: int,
+    slots: SlotLayout,
+    settings: PlatformSettings,
+    dtype: str,
+    engine: EngineConfig,
+) -> tuple[RingSpec, ...]:
+    """One layer's rings, one per class of slots."""
+    specs = []
+    for count, capacity in zip(slots.counts, slots.capacities, strict=True):
+        rolls = engine.context_policy == "roll"
+        seen = view(capacity, config.window(layer), rolls=rolls, sinks=engine.sinks)
+        specs.append(
+            RingSpec(
+                slots=count,
+                kv_heads=config.kv_heads,
+                length=ring_length(seen.columns, settings.block),
+                head_dim=config.head_dim,
+                dtype=settings.ring_dtype or dtype,
+                window=seen.window,
+                sinks=seen.sinks,
+            )
         )
-    return engine.context
+    return tuple(specs)
+
+
+def _contexts(
+    config: ModelConfig, engine: EngineConfig, settings: PlatformSettings
+) -> tuple[int, ...]:
+    contexts = []
+    for one in engine.classes:
+        context = one.context or min(config.context, settings.default_context)
+        if context > config.context:
+            raise ConfigError(
+                f"context is {context}, but the model was made for at most {config.context}; "
+                f"nearest: {config.context}"
+            )
+        contexts.append(context)
+    return tuple(contexts)
 
 
 def _as_mesh_error(error: Exception, plan: Plan) -> MeshError:
@@ -175,8 +283,8 @@ def _as_mesh_error(error: Exception, plan: Plan) -> MeshError:
     if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
         return MeshError(f"the device failed: {text[:300]}")
     need = sum(row.bytes_per_device for row in plan.placements())
-    slots = plan.rings[0].slots
     return MeshError(
         f"out of device memory: weights and rings take {need / 1e9:.2f} GB per device; fewer slots "
-        f"(now {slots}), a shorter context (now {plan.context}) or a larger mesh need less"
+        f"(now {plan.slots.slots}), a shorter context (now {plan.context}) or a larger mesh need "
+        "less"
     )

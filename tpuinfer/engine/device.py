@@ -1,5 +1,6 @@
 """The runner that computes: compiled programs over params and state on a mesh."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,53 +8,67 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from tpuinfer.engine.request import MAX_STOP_IDS, SamplingParams
+from tpuinfer.engine.request import MAX_STOP_IDS
 from tpuinfer.engine.runner import Pending, PrefillWork, StepTokens
+from tpuinfer.programs.closed_set import decode_name, prefill_name
 from tpuinfer.programs.compile import Program
+from tpuinfer.programs.guard import CompileGuard
+from tpuinfer.programs.manifest import Entry
+from tpuinfer.programs.output import Output, unpack
 from tpuinfer.programs.prefill import abstract_input
+from tpuinfer.programs.slots import SlotLayout
 from tpuinfer.programs.state import DecodeState
 
-_EVERY_KIND = SamplingParams(temperature=1.0, top_p=0.5, top_k=5, min_p=0.01, logprobs=0)
-"""Sampling that takes every branch of the programs."""
+_NO_GUARD = contextlib.nullcontext()
 
 
-class _Decoding:
-    """A decode on its way: tokens and log-probabilities [n, slots]."""
-
-    def __init__(self, tokens: jax.Array, logprobs: jax.Array) -> None:
-        self._tokens, self._logprobs = tokens, logprobs
-        for array in (tokens, logprobs):
-            array.copy_to_host_async()
-
-    def result(self) -> StepTokens:
-        return StepTokens(_on_host(self._tokens), _on_host(self._logprobs))
-
-
-class _Prefilling:
-    """A prefill on its way: results per row, to be spread over the slots they belong to."""
+class _Pending:
+    """A dispatch on its way: what its rows produce, to be spread over the slots they belong to."""
 
     def __init__(
-        self, tokens: jax.Array, logprobs: jax.Array, slot_of_row: NDArray[np.int32], slots: int
+        self,
+        out: Output,
+        rows: NDArray[Any] | None,
+        slots: NDArray[Any] | None,
+        wants_top: bool,
+        runner: "DeviceRunner",
     ) -> None:
-        self._tokens, self._logprobs = tokens, logprobs
-        self._slot_of_row, self._slots = slot_of_row, slots
-        for array in (tokens, logprobs):
-            array.copy_to_host_async()
+        """`rows` of the output belong to `slots`; None = all of them, in order."""
+        self._out, self._rows, self._slots, self._runner = out, rows, slots, runner
+        self._wants_top = wants_top
+        out.packed.copy_to_host_async()
+        if wants_top:
+            out.top.copy_to_host_async()
 
     def result(self) -> StepTokens:
-        tokens = np.full((1, self._slots), -1, np.int32)
-        logprobs = np.zeros((1, self._slots), np.float32)
-        tokens[0, self._slot_of_row] = _on_host(self._tokens)
-        logprobs[0, self._slot_of_row] = _on_host(self._logprobs)
-        return StepTokens(tokens, logprobs)
+        with self._runner.watching():
+            packed = np.asarray(self._out.packed.addressable_data(0))
+            top = np.asarray(self._out.top.addressable_data(0)) if self._wants_top else None
+        tokens, logprobs, ids, scores = unpack(packed, top)
+        return StepTokens(
+            self._spread(tokens, -1),
+            self._spread(logprobs, 0),
+            None if ids is None else self._spread(ids, -1),
+            None if scores is None else self._spread(scores, 0),
+        )
+
+    def _spread(self, values: NDArray[Any], empty: int) -> NDArray[Any]:
+        """[n, R, ...] by row to [n, slots, ...] by slot."""
+        if self._slots is None:
+            return values
+        slots = self._runner.layout.slots
+        spread = np.full((values.shape[0], slots, *values.shape[2:]), empty, values.dtype)
+        spread[:, self._slots] = values[:, self._rows]
+        return spread
 
 
 class DeviceRunner:
     """`Runner` over compiled programs. It owns the state, which every call donates and replaces.
 
     Attributes:
-      slots, shards, capacity, chunk, buckets: as `Runner` says.
+      layout, rolls, chunk, buckets: as `Runner` says.
       programs: by name, the closed set that this runner ever calls.
+      guard: what counts compiles; None while warming up.
     """
 
     def __init__(
@@ -62,76 +77,128 @@ class DeviceRunner:
         state: DecodeState,
         programs: Mapping[str, Program],
         *,
-        shards: int,
-        capacity: int,
+        layout: SlotLayout,
         buckets: tuple[int, ...],
         steps: int,
+        rolls: bool = False,
     ) -> None:
-        self.slots = state.token.shape[0]
-        self.shards = shards
-        self.capacity = capacity
+        assert layout.slots == state.token.shape[0]
+        self.layout = layout
+        self.rolls = rolls
         self.chunk = buckets[-1]
         self.buckets = buckets
         self.programs = dict(programs)
+        self.guard: CompileGuard | None = None
         self._steps = steps
         self._params = dict(params)
         self._state = state
+        self._with_top: set[int] = set()
 
-    def prefill(self, work: Sequence[PrefillWork]) -> Pending:
-        """Run one chunk for at most one slot per data shard; see `Runner.prefill`."""
-        given = _idle_input(self.slots, self.shards, work[0].bucket)
-        for item in work:
-            row = item.slot // (self.slots // self.shards)
-            assert given.length[row] == 0, f"two works on data shard {row}"
-            assert item.bucket == work[0].bucket, "works of different buckets"
-            assert 0 < len(item.tokens) <= item.bucket
-            assert item.start + len(item.tokens) < self.capacity
-            _fill(given, row, item)
-        program = self.programs[f"prefill_{work[0].bucket}"]
-        self._state, tokens, logprobs = program.call(self._params, self._state, given)
-        return _Prefilling(tokens, logprobs, np.asarray(given.slot), self.slots)
+    @property
+    def prefill_rows(self) -> Mapping[int, int]:
+        return {width: max(self._prefills(width)) for width in self.buckets}
 
-    def decode(self, steps: int, active: Sequence[int]) -> Pending:
-        """Run up to `steps` tokens for the slots in `active`; see `Runner.decode`."""
-        assert 0 < steps <= self._steps, f"{steps} steps asked, compiled for {self._steps}"
-        wanted = np.zeros(self.slots, bool)
-        wanted[list(active)] = True
-        program = self.programs["decode"]
-        self._state, out = program.call(self._params, self._state, np.int32(steps), wanted)
-        return _Decoding(out.tokens, out.logprobs)
+    @property
+    def recompiles(self) -> int:
+        return 0 if self.guard is None else self.guard.recompiles
 
-    def add(self, program: Program) -> None:
-        """Take a program in and run it once, so that no request pays for what a first run sets up.
+    @property
+    def manifest(self) -> list[Entry]:
+        """What the programs are fixed to and what each of them cost."""
+        return [program.entry for program in self.programs.values()]
 
-        The run is a real one, in slot 0 and with every kind of sampling; it leaves the slot dead.
-        Prefill programs come first: decode does nothing unless a slot is live.
+    def watching(self) -> contextlib.AbstractContextManager[None]:
+        """Around whatever the serving path does: compiles in it are counted."""
+        return _NO_GUARD if self.guard is None else self.guard.watching()
+
+    def prefill(self, work: Sequence[PrefillWork], rows: int | None = None) -> Pending:
+        """Run one chunk for each of several slots; see `Runner.prefill`.
+
+        `rows` per data shard: which program; None = the one with the fewest that suffice.
         """
-        self.programs[program.name] = program
-        if program.name == "decode":
-            self.decode(1, [0]).result()
-            return
-        width = int(program.name.removeprefix("prefill_"))
-        work = PrefillWork(
-            slot=0,
-            tokens=(0,),
-            start=0,
-            bucket=width,
-            last=True,
-            limit=2,
-            stop_ids=(),
-            seed=0,
-            choice=0,
-            params=_EVERY_KIND,
-        )
-        self.prefill([work]).result()
+        bucket, shards = work[0].bucket, self.layout.shards
+        by_shard: list[list[PrefillWork]] = [[] for _ in range(shards)]
+        for item in work:
+            self._check(item, bucket)
+            by_shard[self.layout.shard_of(item.slot)].append(item)
+        need = max(map(len, by_shard))
+        rows = rows or min(one for one in self._prefills(bucket) if one >= need)
+        given = _idle_input(self.layout, rows, bucket)
+        used: list[int] = []
+        slots: list[int] = []
+        for shard, items in enumerate(by_shard):
+            for row, item in enumerate(items, shard * rows):
+                _fill(given, row, item)
+                used.append(row)
+                slots.append(item.slot)
+                top = (item.params.logprobs or 0) > 0
+                (self._with_top.add if top else self._with_top.discard)(item.slot)
+        assert len(set(slots)) == len(slots), f"slots {slots} are not distinct"
+        out = self._dispatch(prefill_name(rows, bucket), given)
+        top = any(item.last and item.slot in self._with_top for item in work)
+        return _Pending(out, np.array(used), np.array(slots), top, self)
+
+    def decode(self, steps: int, active: Sequence[int], rows: int | None = None) -> Pending:
+        """Run up to `steps` tokens for the slots in `active`; see `Runner.decode`.
+
+        `rows` per data shard: which program, 0 = that of all slots; None = the narrowest that
+        suffices.
+        """
+        assert 0 < steps <= self._steps, f"{steps} steps asked, compiled for {self._steps}"
+        wanted = np.zeros(self.layout.slots, bool)
+        wanted[list(active)] = True
+        top = not self._with_top.isdisjoint(active)
+        by_shard: list[list[int]] = [[] for _ in range(self.layout.shards)]
+        for slot in active:
+            by_shard[self.layout.shard_of(slot)].append(slot)
+        if rows is None:
+            need = max(map(len, by_shard))
+            rows = min((one for one in self._narrow_decodes() if one >= need), default=0)
+        if rows == 0:
+            out = self._dispatch(decode_name(), np.int32(steps), wanted)
+            return _Pending(out, None, None, top, self)
+        named = np.full(rows * self.layout.shards, self.layout.slots, np.int32)
+        for shard, slots in enumerate(by_shard):
+            named[shard * rows : shard * rows + len(slots)] = slots
+        out = self._dispatch(decode_name(rows), np.int32(steps), wanted, named)
+        used = np.flatnonzero(named < self.layout.slots)
+        return _Pending(out, used, named[used], top, self)
+
+    def _dispatch(self, name: str, *given: Any) -> Output:
+        program, guard = self.programs[name], self.guard
+        arguments = (self._params, self._state, *given)
+        if guard is None:
+            self._state, out = program.call(*arguments)
+        else:
+            with guard.watching():
+                self._state, out = guard.call(program, *arguments)
+        result: Output = out
+        return result
+
+    def _prefills(self, width: int) -> list[int]:
+        """Rows per data shard of the programs there are for a bucket."""
+        ending = f"x{width}"
+        found = (name.removesuffix(ending) for name in self.programs if name.endswith(ending))
+        return [int(name.removeprefix("prefill_")) for name in found]
+
+    def _narrow_decodes(self) -> list[int]:
+        narrow = (name for name in self.programs if name.startswith("decode_"))
+        return [int(name.removeprefix("decode_")) for name in narrow]
+
+    def _check(self, item: PrefillWork, bucket: int) -> None:
+        assert item.bucket == bucket, "works of different buckets"
+        assert 0 < len(item.tokens) <= bucket
+        capacity = self.layout.capacity_of(item.slot)
+        assert self.rolls or item.start + len(item.tokens) < capacity, "beyond the ring"
 
 
-def _idle_input(slots: int, shards: int, width: int) -> Any:
+def _idle_input(layout: SlotLayout, rows: int, width: int) -> Any:
     """A `PrefillInput` of numpy arrays in which no row has anything to do."""
-    abstract = abstract_input(shards, width, MAX_STOP_IDS)
+    abstract = abstract_input(rows * layout.shards, width, MAX_STOP_IDS)
     given = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
-    given.slot[:] = np.arange(shards) * (slots // shards)
+    given.slot[:] = np.repeat(np.arange(layout.shards) * layout.per_shard, rows)
     given.sampling.top_p[:] = 1
+    given.sampling.logprobs[:] = -1
     given.stops[:] = -1
     return given
 
@@ -153,8 +220,4 @@ def _fill(given: Any, row: int, item: PrefillWork) -> None:
     sampling.top_k[row] = params.top_k
     sampling.seed[row] = item.seed
     sampling.choice[row] = item.choice
-    sampling.logprobs[row] = params.logprobs is not None
-
-
-def _on_host(array: jax.Array) -> NDArray[Any]:
-    return np.asarray(array.addressable_data(0))
+    sampling.logprobs[row] = -1 if params.logprobs is None else params.logprobs

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from tpuinfer.engine.answer import Answer, Detokenizer
+from tpuinfer.engine.answer import Answer, Detokenizer, Top
 from tpuinfer.engine.metrics import Metrics
 from tpuinfer.engine.request import (
     MAX_STOP_IDS,
@@ -31,10 +31,13 @@ from tpuinfer.engine.request import (
     Request,
     SamplingParams,
 )
-from tpuinfer.engine.runner import Pending, Runner
+from tpuinfer.engine.runner import Pending, Runner, StepTokens
 from tpuinfer.engine.scheduler import Job, Scheduler
 from tpuinfer.errors import RequestError
 from tpuinfer.programs.buckets import cut
+
+_NAP = 0.001
+"""The longest sleep of a step, seconds: whoever calls meanwhile is kept waiting that long."""
 
 
 class Tokenizer(Protocol):
@@ -62,22 +65,38 @@ class Engine:
     it is aborted; then its id is free again.
 
     Attributes:
-      runner: what computes; `runner.capacity` is the context in tokens.
+      runner: what computes.
       metrics: counters and gauges, current after every call.
     """
 
     def __init__(
-        self, runner: Runner, tokenizer: Tokenizer, *, steps: int = 1, max_waiting: int = 4096
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        *,
+        steps: int = 1,
+        max_waiting: int = 4096,
+        prefill_wait: float = 0.0,
     ) -> None:
-        """`steps`: tokens a row per decode dispatch, a platform's setting.
+        """An engine with nothing to do yet.
 
-        `max_waiting`: how many requests may wait beyond those that a free slot will take.
+        Args:
+          runner: slots and programs; nobody else may dispatch to it meanwhile.
+          tokenizer: the vocabulary of the runner's model.
+          steps: tokens a row per decode dispatch, a platform's setting.
+          max_waiting: how many requests may wait beyond those that a free slot will take.
+          prefill_wait: seconds that a new request may be held back so that others join its prefill;
+            those that decode go on meanwhile.
         """
         self.runner = runner
-        self.metrics = Metrics(slots=runner.slots)
+        self.metrics = Metrics(slots=runner.layout.slots)
         self._tokenizer = tokenizer
         self._scheduler = Scheduler(
-            runner.slots, runner.shards, steps=steps, max_waiting=max_waiting
+            runner.layout,
+            rows=runner.prefill_rows,
+            steps=steps,
+            max_waiting=max_waiting,
+            wait=prefill_wait,
         )
         self._jobs: dict[str, Job] = {}
         self._answers: dict[Job, Answer] = {}
@@ -85,12 +104,21 @@ class Engine:
         self._random = random.SystemRandom()
 
     @property
+    def context(self) -> int | None:
+        """The most tokens that a prompt and its answer may have; None: rings roll, any number."""
+        return None if self.runner.rolls else self.runner.layout.capacity
+
+    @property
     def has_work(self) -> bool:
         """Whether `step` has anything to dispatch or read."""
         return bool(self._jobs or self._in_flight)
 
     def add(self, request: Request) -> None:
-        """Put a request in line. Its max_tokens is cut to what the context leaves.
+        """Put a request in line.
+
+        Its max_tokens is cut to what the context leaves; None asks for all of that. Where rings
+        roll the context has no end: nothing is cut, and None asks for as many tokens as the longest
+        ring holds.
 
         Raises:
           RequestError: the prompt is empty, too long, or has ids outside the vocabulary; the stop
@@ -105,18 +133,19 @@ class Engine:
         prompt, params = tuple(request.prompt_token_ids), request.params
         self._check_prompt(prompt)
         stop_ids = self._stop_ids(params)
-        room = self.runner.capacity - len(prompt)
+        limit = self._limit(len(prompt), params.max_tokens)
         job = Job(
             request,
             prompt,
-            limit=room if params.max_tokens is None else min(params.max_tokens, room),
+            limit=limit,
+            need=min(len(prompt) + limit, self.runner.layout.capacity),
             stop_ids=stop_ids,
             seed=self._random.getrandbits(32) if params.seed is None else fold(params.seed),
             chunks=cut(len(prompt), self.runner.chunk, self.runner.buckets),
         )
         answer = Answer(
             request,
-            limit=job.limit,
+            limit=limit,
             eos_ids=self._tokenizer.eos_ids,
             stop_ids=stop_ids,
             detokenizer=self._tokenizer.detokenizer(skip_special_tokens=params.skip_special_tokens),
@@ -142,25 +171,31 @@ class Engine:
         """At most one prefill dispatch, then one decode; then read all but the newest.
 
         Returns what was read, one delta for each request and dispatch. When there was nothing to
-        dispatch, everything is read.
+        dispatch, everything is read; when there was nothing to read either, because the only
+        prefill is held back for more to join, the step sleeps for a moment.
         """
         if not self.has_work:
             return []
-        self._admit()
-        prefilled = self._dispatch_prefill()
+        now = time.monotonic()
+        self._admit(now)
+        prefilled = self._dispatch_prefill(now)
         decoded = self._dispatch_decode()
-        deltas = self._read(leave=1 if prefilled or decoded else 0)
-        self.metrics.steps += 1
+        if self._in_flight:
+            deltas = self._read(leave=1 if prefilled or decoded else 0)
+            self.metrics.steps += 1
+        else:
+            deltas = []
+            time.sleep(min(self._scheduler.held(now), _NAP))
+        self.metrics.recompiles = self.runner.recompiles
         self._gauge()
         return deltas
 
-    def _admit(self) -> None:
-        now = time.monotonic()
-        for job in self._scheduler.admit():
+    def _admit(self, now: float) -> None:
+        for job in self._scheduler.admit(now):
             self.metrics.admitted(len(job.prompt), now - job.request.arrival)
 
-    def _dispatch_prefill(self) -> bool:
-        plan = self._scheduler.plan_prefill()
+    def _dispatch_prefill(self, now: float) -> bool:
+        plan = self._scheduler.plan_prefill(now)
         if plan is None:
             return False
         self._in_flight.append(Dispatch(self.runner.prefill(plan.work), 1, plan.rows))
@@ -172,6 +207,7 @@ class Engine:
             return False
         pending = self.runner.decode(plan.steps, tuple(plan.rows))
         self._in_flight.append(Dispatch(pending, plan.steps, plan.rows))
+        self.metrics.decoded(len(plan.rows))
         return True
 
     def _read(self, leave: int) -> list[Delta]:
@@ -186,19 +222,19 @@ class Engine:
             for slot, job in rows.items():
                 if job.phase is Phase.FINISHED:
                     continue
-                deltas.append(self._take(job, tokens[slot], logprobs[slot], now))
+                answer = self._answers[job]
+                top = _top(result, slot) if answer.top else None
+                delta = answer.take(tokens[slot], logprobs[slot], top)
+                self._account(job, answer, delta, now)
+                deltas.append(delta)
         return deltas
 
-    def _take(
-        self, job: Job, tokens: Sequence[int], logprobs: Sequence[float], now: float
-    ) -> Delta:
-        answer = self._answers[job]
-        delta = answer.take(tokens, logprobs)
+    def _account(self, job: Job, answer: Answer, delta: Delta, now: float) -> None:
+        """Count what was read at `now`, and let go of a request that ended with it."""
         self.metrics.generated(len(delta.token_ids), now, answer.last_seen, job.request.arrival)
         answer.last_seen = now
         if delta.finish_reason is not None:
             self._finish(job, delta.finish_reason)
-        return delta
 
     def _finish(self, job: Job, reason: FinishReason) -> None:
         self._scheduler.finish(job)
@@ -210,14 +246,21 @@ class Engine:
         self.metrics.running = self._scheduler.running
         self.metrics.waiting = self._scheduler.waiting
 
+    def _limit(self, prompt: int, max_tokens: int | None) -> int:
+        """The most tokens a row may generate after a prompt of that many."""
+        context = self.context
+        if context is None:
+            return max_tokens or self.runner.layout.capacity
+        return min(max_tokens or context, context - prompt)
+
     def _check_prompt(self, prompt: Sequence[int]) -> None:
-        capacity, vocab = self.runner.capacity, self._tokenizer.vocab_size
+        context, vocab = self.context, self._tokenizer.vocab_size
         if not prompt:
             raise RequestError("the prompt is empty: it needs at least 1 token", param="prompt")
-        if len(prompt) + 1 > capacity:
+        if context is not None and len(prompt) + 1 > context:
             raise RequestError(
-                f"the prompt has {len(prompt)} tokens and the context holds {capacity}: "
-                f"with one token to generate, at most {capacity - 1} fit",
+                f"the prompt has {len(prompt)} tokens and the context holds {context}: "
+                f"with one token to generate, at most {context - 1} fit",
                 param="prompt",
             )
         for token in (min(prompt), max(prompt)):
@@ -245,6 +288,13 @@ class Engine:
                 param="stop_token_ids",
             )
         return stop_ids
+
+
+def _top(result: StepTokens, slot: int) -> Top | None:
+    """One row's alternatives; None if the dispatch brought none."""
+    if result.top_ids is None or result.top_logprobs is None:
+        return None
+    return result.top_ids[:, slot], result.top_logprobs[:, slot]
 
 
 def fold(seed: int) -> int:

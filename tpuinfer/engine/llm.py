@@ -47,6 +47,7 @@ class LLM:
         context: int | None = None,
         cache_dir: str | Path | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        **engine: Any,
     ) -> None:
         """Load and compile.
 
@@ -55,10 +56,13 @@ class LLM:
           mesh: 8, "2x4" or "data=2,model=4"; on the CPU the devices are simulated.
           rules: a ShardingRules table or a TOML file with one; None = the default table.
           dtype: of weights and activations: auto, bfloat16 or float32.
-          slots: N or "NxLENGTH": requests that run at once, and the length of each one's ring.
+          slots: requests that run at once: N, "NxLENGTH" with the length of each one's ring, or
+            several classes, such as "48x2048,8x16384".
           context: tokens a request may have in all; None = by the model and the platform.
           cache_dir: where models and compiled programs are kept; None = the user's cache.
           progress: called with (label, done, total) while loading.
+          engine: what else `EngineConfig` takes: context_policy, sinks, prefill_wait_ms,
+            strict_compile.
 
         Raises:
           TpuinferError: one line that names the value, the rule and what works.
@@ -70,7 +74,7 @@ class LLM:
             mesh=mesh,
             rules=rules,
             dtype=dtype,
-            engine=EngineConfig.parse(slots, context),
+            engine=EngineConfig.parse(slots, context, **engine),
             cache_dir=cache,
             progress=watch,
         )
@@ -195,5 +199,7 @@ def _extend(answer: CompletionOutput, delta: Delta) -> None:
             answer.logprobs, answer.cumulative_logprob = [], 0.0
         answer.logprobs += delta.logprobs
         answer.cumulative_logprob = (answer.cumulative_logprob or 0.0) + sum(delta.logprobs)
+    if delta.top_logprobs is not None:
+        answer.top_logprobs = (answer.top_logprobs or []) + delta.top_logprobs
     if delta.finish_reason is not None:
         answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason

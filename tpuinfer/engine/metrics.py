@@ -47,6 +47,9 @@ class Metrics:
       prompt_tokens: tokens of the prompts that got a slot.
       generation_tokens: tokens generated.
       steps: engine steps that dispatched or read something.
+      decode_rows: rows that wanted tokens, summed over decode dispatches. decode_slots: rows that
+        there were, summed likewise.
+      recompiles: compiles since warm-up; anything but 0 is an incident.
       ttft: from a request's arrival to its first token, seconds.
       inter_token: between two tokens of a request, seconds; tokens that arrive together share the
         time equally.
@@ -61,12 +64,25 @@ class Metrics:
     steps: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    decode_rows: int = 0
+    decode_slots: int = 0
+    recompiles: int = 0
     finished: dict[FinishReason, int] = field(
         default_factory=lambda: {"stop": 0, "length": 0, "abort": 0}
     )
     ttft: Histogram = field(default_factory=Histogram)
     inter_token: Histogram = field(default_factory=Histogram)
     queue: Histogram = field(default_factory=Histogram)
+
+    @property
+    def occupancy(self) -> float:
+        """The part of all decoded rows that were wanted, in [0, 1]; 0 before the first decode."""
+        return self.decode_rows / self.decode_slots if self.decode_slots else 0.0
+
+    def decoded(self, rows: int) -> None:
+        """A decode was dispatched in which `rows` of the slots want tokens."""
+        self.decode_rows += rows
+        self.decode_slots += self.slots
 
     def admitted(self, prompt_tokens: int, waited: float) -> None:
         """A request got a slot `waited` seconds after it arrived."""

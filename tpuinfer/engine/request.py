@@ -20,6 +20,9 @@ MAX_STOP_IDS = 16
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
 
+TOP_LOGPROBS = 20
+"""The most alternatives to each token whose log-probability a request may ask for."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -37,7 +40,8 @@ class SamplingParams:
       stop: strings that end the text; the text returned ends before them.
       stop_token_ids: further token ids that end the row.
       ignore_eos: go on past the model's own end tokens.
-      logprobs: None for none, 0 for the log-probability of each chosen token.
+      logprobs: None for none, 0 for the log-probability of each chosen token, n for those of the n
+        most likely tokens beside it, at most TOP_LOGPROBS.
       skip_special_tokens: leave control tokens out of the text.
     """
 
@@ -73,7 +77,7 @@ class SamplingParams:
         if self.max_tokens is not None:
             self._check("max_tokens", self.max_tokens, 1, 2**31 - 1)
         if self.logprobs is not None:
-            self._check("logprobs", self.logprobs, 0, 0)
+            self._check("logprobs", self.logprobs, 0, TOP_LOGPROBS)
         if len(self.stop) > MAX_STOP_STRINGS:
             raise RequestError(
                 f"stop has {len(self.stop)} strings: at most {MAX_STOP_STRINGS}", param="stop"
@@ -119,6 +123,8 @@ class Delta:
       text: whole characters only, and never part of a stop string.
       token_ids: every token generated since the last delta, an end token included.
       logprobs: one per token id when the request asked, else None.
+      top_logprobs: for each token id the most likely tokens there, best first, as many as asked for
+        (or as the vocabulary has) and each with its log-probability; None unless it asked for some.
       finish_reason: set on the last delta of a request, else None.
       stop_reason: the stop string or token id that ended it; None for the model's own end token.
     """
@@ -127,18 +133,20 @@ class Delta:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] | None = None
+    top_logprobs: list[dict[int, float]] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
 
 
 @dataclass
 class CompletionOutput:
-    """One finished or growing answer."""
+    """One finished or growing answer; `Delta` says what the fields hold."""
 
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] | None = None
+    top_logprobs: list[dict[int, float]] | None = None
     cumulative_logprob: float | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None

@@ -4,7 +4,7 @@
 programs, `tpuinfer.testing.fake.FakeRunner` with arithmetic that is done by hand. No jax here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpuinfer.engine.request import SamplingParams
+from tpuinfer.programs.slots import SlotLayout
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class PrefillWork:
     """One chunk of one prompt, bound for one slot.
 
     Attributes:
-      slot: global slot number; it lives on data shard `slot // (slots // shards)`.
+      slot: global slot number; `SlotLayout` says where it lies and how long its ring is.
       tokens: the chunk's tokens, 1 <= len(tokens) <= bucket.
       start: position of tokens[0] in the prompt; 0 (re)opens the slot.
       bucket: the padded width the chunk runs at, by the prompt's length alone.
@@ -51,10 +52,15 @@ class StepTokens:
         number of steps asked for.
       logprobs: [n, slots] float32; log-probability of each token under the model's own
         distribution (temperature 1, nothing cut); only meaningful for rows that asked.
+      top_ids, top_logprobs: [n, slots, TOP] int32 and float32; the most likely tokens, best first,
+        equal ones by lowest id; id -1 beyond what the row asked for. None when no row of the
+        dispatch asked for any.
     """
 
     tokens: NDArray[np.int32]
     logprobs: NDArray[np.float32]
+    top_ids: NDArray[np.int32] | None = None
+    top_logprobs: NDArray[np.float32] | None = None
 
 
 class Pending(Protocol):
@@ -67,16 +73,28 @@ class Runner(Protocol):
     """Fixed-shape prefill and decode over slots; state stays behind this interface.
 
     Dispatches take effect in the order they are made.
+
+    Attributes:
+      layout: how many slots there are, where, and how long their rings are.
+      rolls: a row whose ring is full goes on, forgetting its oldest tokens; else it must end.
+      chunk: tokens in a full prefill chunk. buckets: compiled widths, ascending; the last is chunk.
     """
 
-    slots: int
-    shards: int
-    capacity: int
+    layout: SlotLayout
+    rolls: bool
     chunk: int
     buckets: tuple[int, ...]
 
+    @property
+    def prefill_rows(self) -> Mapping[int, int]:
+        """Bucket -> the most rows per data shard that one prefill of it takes."""
+
+    @property
+    def recompiles(self) -> int:
+        """Compiles since warm-up; 0, or something is wrong."""
+
     def prefill(self, work: Sequence[PrefillWork]) -> Pending:
-        """Run one chunk for at most one slot per data shard, all of the same bucket.
+        """Run one chunk each for up to `prefill_rows` slots per data shard, all of one bucket.
 
         The result has n = 1 and a token for each slot whose work is `last`.
         """

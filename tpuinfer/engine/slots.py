@@ -2,47 +2,49 @@
 
 from collections import deque
 
+from tpuinfer.programs.slots import SlotLayout
+
 
 class SlotPool:
-    """Free slots, handed out round-robin over the data shards, so that each does its share.
+    """Free slots of each ring class, handed out round-robin over the data shards.
 
-    Slot s lives on data shard s // (slots // shards). With 6 slots on 3 shards:
+    Each shard so does its share. A class of 4 and one of 2 on two data shards:
 
-        shard        0      1      2
-        slots      0  1   2  3   4  5
-        acquired   1st    2nd    3rd        -> 0, 2, 4, and then 1, 3, 5
-                     4th    5th    6th
+        shard        0            1
+        slot         0   1   2    3   4   5
+        class        0   0   1    0   0   1
+        acquired     1st 3rd 1st  2nd 4th 2nd    -> class 0: 0, 3, 1, 4; class 1: 2, 5
 
-    A shard with nothing free is passed over. A released slot goes to the end of its shard's line.
+    A shard with nothing free is passed over. A released slot goes to the end of its own line.
     """
 
-    def __init__(self, slots: int, shards: int = 1) -> None:
-        assert slots >= 1, f"{slots} slots"
-        assert slots % shards == 0, f"{slots} slots do not divide over {shards} data shards"
-        self.slots = slots
-        self._per_shard = slots // shards
+    def __init__(self, layout: SlotLayout) -> None:
+        self._layout = layout
         self._free = [
-            deque(range(first, first + self._per_shard))
-            for first in range(0, slots, self._per_shard)
+            [deque(layout.members(ring_class, shard)) for shard in range(layout.shards)]
+            for ring_class in range(len(layout.counts))
         ]
+        self._turns = [0] * len(layout.counts)
+        self._counts = list(layout.counts)
         self._used: set[int] = set()
-        self._turn = 0
 
     @property
-    def free(self) -> int:
-        """How many slots are free."""
-        return self.slots - len(self._used)
+    def used(self) -> int:
+        """How many slots are taken."""
+        return len(self._used)
 
-    def shard_of(self, slot: int) -> int:
-        return slot // self._per_shard
+    def free_in(self, ring_class: int) -> int:
+        """How many slots of a class are free."""
+        return self._counts[ring_class]
 
-    def acquire(self) -> int | None:
-        """The next free slot, or None when all are taken."""
-        shards = len(self._free)
-        for shard in range(self._turn, self._turn + shards):
-            line = self._free[shard % shards]
+    def acquire(self, ring_class: int) -> int | None:
+        """The next free slot of a class, or None when all are taken."""
+        lines, turn = self._free[ring_class], self._turns[ring_class]
+        for shard in range(turn, turn + len(lines)):
+            line = lines[shard % len(lines)]
             if line:
-                self._turn = (shard + 1) % shards
+                self._turns[ring_class] = (shard + 1) % len(lines)
+                self._counts[ring_class] -= 1
                 slot = line.popleft()
                 self._used.add(slot)
                 return slot
@@ -51,4 +53,6 @@ class SlotPool:
     def release(self, slot: int) -> None:
         assert slot in self._used, f"slot {slot} is not taken"
         self._used.remove(slot)
-        self._free[self.shard_of(slot)].append(slot)
+        ring_class = self._layout.class_of(slot)
+        self._counts[ring_class] += 1
+        self._free[ring_class][self._layout.shard_of(slot)].append(slot)

@@ -4,13 +4,13 @@ Letters: B rows, T tokens per row, D embed, F mlp, N query heads, K KV heads, H 
 Equation, shape and axes of a weight stand on one line; weights keep Hugging Face's order.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tpuinfer.cache.ring import Ring, Rows
+from tpuinfer.cache.ring import Rings, Rows
 from tpuinfer.config import ModelConfig
 from tpuinfer.models.blueprint import weight
 from tpuinfer.ops import linear, norm, rope
@@ -18,7 +18,6 @@ from tpuinfer.sharding.reduce import reduce_model
 from tpuinfer.sharding.rules import Layout
 
 Axes = tuple[str | None, ...]
-Angles = tuple[jax.Array, jax.Array]
 
 _ACTIVATION_AXES = {
     "B": "batch",
@@ -30,12 +29,41 @@ _ACTIVATION_AXES = {
 }
 
 
+class Angles(NamedTuple):
+    """Rotary angles of a program call, as `ops.rope.rope_angles` makes them.
+
+    Attributes:
+      own: of each token's own position. sinks: of the position from which it sees the sinks; None
+        when there are none.
+    """
+
+    own: tuple[jax.Array, jax.Array]
+    sinks: tuple[jax.Array, jax.Array] | None
+
+
+def angles_of(rows: Rows, width: int, head_dim: int, theta: float) -> Angles:
+    """Angles for [R, width] tokens."""
+    positions = rows.positions(width)
+    own, sinks = rope.rope_angles(positions, head_dim, theta), None
+    if rows.horizon is not None:
+        seen_from = jnp.minimum(positions, rows.horizon[:, None])
+        sinks = rope.rope_angles(seen_from, head_dim, theta)
+    # Without the barrier every layer would compute the sines anew.
+    return Angles(*jax.lax.optimization_barrier((own, sinks)))
+
+
 class Attend(Protocol):
-    """Attend over a ring and write to it; `tpuinfer.cache.ring.RingAttention` is the real one."""
+    """Attend over rings and write to them; `tpuinfer.cache.ring.RingAttention` is the real one."""
 
     def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, ring: Ring, rows: Rows
-    ) -> tuple[jax.Array, Ring]: ...
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        rings: Rings,
+        rows: Rows,
+        sink_q: jax.Array | None = None,
+    ) -> tuple[jax.Array, Rings]: ...
 
 
 def activation_axes(letters: str) -> Axes:
@@ -126,12 +154,16 @@ class Attention(nnx.Module):
         self.o_proj = Einsum("BTNH,DNH->BTD", (D, N, H), ("embed", "heads", "head_dim"))
 
     def __call__(
-        self, x: jax.Array, angles: Angles, ring: Ring, rows: Rows, attend: Attend, layout: Layout
-    ) -> tuple[jax.Array, Ring]:
-        q = rope.apply_rope(self.q_proj(x, layout), angles)
-        k = rope.apply_rope(self.k_proj(x, layout), angles)
-        out, ring = attend(q, k, self.v_proj(x, layout), ring, rows)
-        return self.o_proj(out, layout), ring
+        self, x: jax.Array, angles: Angles, rings: Rings, rows: Rows, attend: Attend, layout: Layout
+    ) -> tuple[jax.Array, Rings]:
+        q = self.q_proj(x, layout)
+        sink_q = None
+        if angles.sinks is not None and rings[0].sinks:
+            sink_q = rope.apply_rope(q, angles.sinks)
+        q = rope.apply_rope(q, angles.own)
+        k = rope.apply_rope(self.k_proj(x, layout), angles.own)
+        out, rings = attend(q, k, self.v_proj(x, layout), rings, rows, sink_q)
+        return self.o_proj(out, layout), rings
 
 
 class GatedMLP(nnx.Module):

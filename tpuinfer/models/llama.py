@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tpuinfer.cache.ring import Ring, Rows
+from tpuinfer.cache.ring import Rings, Rows
 from tpuinfer.config import ModelConfig
 from tpuinfer.errors import ConfigError
 from tpuinfer.models import blocks
 from tpuinfer.models.blueprint import traced_once
-from tpuinfer.ops import linear, rope
+from tpuinfer.ops import linear
 from tpuinfer.sharding.rules import Layout
 
 
@@ -27,15 +27,15 @@ class Layer(nnx.Module):
         self,
         x: jax.Array,
         angles: blocks.Angles,
-        ring: Ring,
+        rings: Rings,
         rows: Rows,
         attend: blocks.Attend,
         layout: Layout,
-    ) -> tuple[jax.Array, Ring]:
+    ) -> tuple[jax.Array, Rings]:
         normed = self.input_layernorm(x)
-        out, ring = self.self_attn(normed, angles, ring, rows, attend, layout)
+        out, rings = self.self_attn(normed, angles, rings, rows, attend, layout)
         x = x + out
-        return x + self.mlp(self.post_attention_layernorm(x), layout), ring
+        return x + self.mlp(self.post_attention_layernorm(x), layout), rings
 
 
 class Llama(nnx.Module):
@@ -52,31 +52,34 @@ class Llama(nnx.Module):
     def hidden(
         self,
         tokens: jax.Array,
-        rings: tuple[Ring, ...],
+        rings: tuple[Rings, ...],
         rows: Rows,
         attend: blocks.Attend,
         layout: Layout,
         dtype: jnp.dtype,
-    ) -> tuple[jax.Array, tuple[Ring, ...]]:
+    ) -> tuple[jax.Array, tuple[Rings, ...]]:
         """Run all layers over [R, T] tokens.
+
+        Args:
+          rings: of each layer.
 
         Returns:
           The last layer's output [R, T, D] (before the final norm) and the rings, written.
         """
         x = self.embed_tokens(tokens, layout, dtype)
-        positions = rows.positions(tokens.shape[1])
-        angles = rope.rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        config = self.config
+        angles = blocks.angles_of(rows, tokens.shape[1], config.head_dim, config.rope_theta)
 
         def apply(
-            layer: Layer, x: jax.Array, angles: blocks.Angles, ring: Ring, rows: Rows
-        ) -> tuple[jax.Array, Ring]:
-            return layer(x, angles, ring, rows, attend, layout)
+            layer: Layer, x: jax.Array, angles: blocks.Angles, own: Rings, rows: Rows
+        ) -> tuple[jax.Array, Rings]:
+            return layer(x, angles, own, rows, attend, layout)
 
         run = traced_once(apply)
         written = []
-        for layer, ring in zip(self.layers, rings, strict=True):
-            x, ring = run(layer, x, angles, ring, rows)
-            written.append(ring)
+        for layer, own in zip(self.layers, rings, strict=True):
+            x, own = run(layer, x, angles, own, rows)
+            written.append(own)
         return x, tuple(written)
 
     def logits(self, x: jax.Array, layout: Layout) -> jax.Array:

@@ -11,13 +11,22 @@ Letters: R rows, B slots, T queries per row, N query heads, K KV heads, G = N / 
 L ring length, S block of columns.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 _NEG = -1e30
 """Masked score. Finite: a row with no valid column at all must not make NaN."""
+
+
+class Ring(Protocol):
+    """What attention needs of a ring: `tpuinfer.cache.ring.Ring` is the real one."""
+
+    keys: jax.Array
+    values: jax.Array
+    window: int | None
+    sinks: int
 
 
 class Softmax(NamedTuple):
@@ -29,6 +38,20 @@ class Softmax(NamedTuple):
     highest: jax.Array
     total: jax.Array
     values: jax.Array
+
+
+class Queries(NamedTuple):
+    """The queries of one program call.
+
+    Attributes:
+      main: [R, K, G, T, H], rotated to their own positions, scaled by 1 / sqrt(H), in the ring's
+        dtype. sinks: the same, rotated as the sinks see them; None = as `main`.
+      positions: [R, T] int32 position of each query.
+    """
+
+    main: jax.Array
+    sinks: jax.Array | None
+    positions: jax.Array
 
 
 def begin(q: jax.Array) -> Softmax:
@@ -70,51 +93,73 @@ def finish(seen: Softmax) -> jax.Array:
     return jnp.moveaxis(seen.values / total, 3, 1)
 
 
-def ring_positions(newest: jax.Array, columns: jax.Array, length: int) -> jax.Array:
+def ring_column(positions: jax.Array, length: int, sinks: int = 0) -> jax.Array:
+    """The column of each position: the sinks keep theirs, the others go round the rest.
+
+    L = 6, 2 sinks    position    0  1 | 2  3  4  5  6  7  8  9
+                      column      0  1 | 2  3  4  5  2  3  4  5
+    """
+    turning = sinks + jnp.mod(positions - sinks, length - sinks)
+    return jnp.where(positions < sinks, positions, turning)
+
+
+def ring_positions(newest: jax.Array, columns: jax.Array, length: int, sinks: int = 0) -> jax.Array:
     """Which position each ring column holds, when `newest` was written last: [R, S] int32.
 
-    Position p lies in column p mod L, so a column's age is (newest - column) mod L. Negative
-    results are columns that were never written.
+    Position p lies in column p mod L (see `ring_column` for sinks), so a column's age is
+    (newest - column) mod L. Negative results are columns that were never written.
 
-        L = 4, newest = 5     column     0   1   2   3
-                              holds      4   5   2   3
-        L = 4, newest = 1     holds      0   1  -2  -1
+        L = 4, newest = 5             column     0   1   2   3
+                                      holds      4   5   2   3
+        L = 4, newest = 1             holds      0   1  -2  -1
+        L = 4, newest = 5, 1 sink     holds      0   4   5   3
     """
-    newest = newest[:, None]
-    return newest - jnp.mod(newest - columns[None, :], length)
+    newest, columns = newest[:, None], columns[None, :]
+    held = newest - jnp.mod(newest - columns, length - sinks)
+    if sinks:
+        pinned = jnp.where(columns <= newest, columns, -1)
+        held = jnp.where(columns < sinks, pinned, jnp.where(held >= sinks, held, -1))
+    return held
 
 
 def attend_ring(
     seen: Softmax,
-    q: jax.Array,
-    ring: tuple[jax.Array, jax.Array],
+    queries: Queries,
+    ring: Ring,
     *,
     slots: jax.Array | None,
     newest: jax.Array,
-    queries: jax.Array,
     block: int,
 ) -> Softmax:
     """Attend to what a ring holds, block by block, as far as the longest row needs.
 
+    A query sees the columns at or before its own position, the ring's window back, and its sinks.
+
     Args:
-      q: [R, K, G, T, H] scaled queries.
-      ring: keys and values, each [B, K, L, H]; L is a multiple of `block`.
+      ring: keys and values [B, K, L, H]; L is a multiple of `block`.
       slots: [R] which slot each row reads (clamped); None = row r reads slot r, R = B.
       newest: [R] last position written to each row's ring; -1 for an empty one.
-      queries: [R, T] position of each query; a query sees columns at or before its own.
     """
-    keys, values = ring
-    length = keys.shape[2]
+    length, sinks = ring.keys.shape[2], ring.sinks
+    at = queries.positions[:, :, None]
+    if sinks:
+        first = jnp.arange(sinks, dtype=jnp.int32)
+        written = (first[None, :] <= newest[:, None])[:, None, :]
+        q = queries.main if queries.sinks is None else queries.sinks
+        k, v = (_block(x, slots, jnp.int32(0), sinks) for x in (ring.keys, ring.values))
+        seen = update(seen, q, k, v, written & (first[None, None, :] <= at))
     needed = jnp.minimum(newest.max() + 1, length)
     trips = (needed + block - 1) // block
 
     def visit(index: jax.Array, seen: Softmax) -> Softmax:
         start = index * block
         columns = start + jnp.arange(block, dtype=jnp.int32)
-        held = ring_positions(newest, columns, length)[:, None, :]
-        valid = (held >= 0) & (held <= queries[:, :, None])
-        k, v = (_block(array, slots, start, block) for array in (keys, values))
-        return update(seen, q, k, v, valid)
+        held = ring_positions(newest, columns, length, sinks)[:, None, :]
+        valid = (held >= sinks) & (held <= at)
+        if ring.window is not None:
+            valid &= held > at - ring.window
+        k, v = (_block(array, slots, start, block) for array in (ring.keys, ring.values))
+        return update(seen, queries.main, k, v, valid)
 
     return jax.lax.fori_loop(0, trips, visit, seen)
 
@@ -134,17 +179,31 @@ def _block(array: jax.Array, slots: jax.Array | None, start: jax.Array, block: i
 
 
 def attend_chunk(
-    seen: Softmax, q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array
+    seen: Softmax,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    length: jax.Array,
+    *,
+    window: int | None = None,
+    sinks: jax.Array | None = None,
 ) -> Softmax:
     """Attend causally within a chunk that is not in the ring yet.
 
     Args:
       q: [R, K, G, T, H] scaled queries. k, v: [R, K, T, H].
       length: [R] how many of the T tokens are real; the rest is padding.
+      window: how many tokens a query looks back at, itself included; None = all.
+      sinks: [R] how many of the chunk's first tokens all of it sees; None = none. A chunk that
+        holds sinks is no longer than the ring, so they need no rotation of their own.
     """
     index = jnp.arange(q.shape[3], dtype=jnp.int32)
-    causal = index[None, :, None] >= index[None, None, :]
-    return update(seen, q, k, v, causal & (index[None, None, :] < length[:, None, None]))
+    query, key = index[None, :, None], index[None, None, :]
+    valid = (query >= key) & (key < length[:, None, None])
+    if window is not None:
+        near = query - key < window
+        valid &= near if sinks is None else near | (key < sinks[:, None, None])
+    return update(seen, q, k, v, valid)
 
 
 def split_heads(q: jax.Array, kv_heads: int, dtype: jnp.dtype) -> jax.Array:

@@ -56,12 +56,15 @@ def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
 
     XLA:CPU converts a bf16 table to float32, whole, before it gathers from it; the same bits taken
     as integers are left where they are. (On a TPU it is the other way round: the bits are copied.)
+    In a loop the table would be turned into integers ahead of it, again whole; the barrier ties
+    that to the ids, which change with every turn.
     """
 
     def plain(table: jax.Array, ids: jax.Array) -> jax.Array:
         return table[ids]
 
     def as_integers(table: jax.Array, ids: jax.Array) -> jax.Array:
+        table, ids = jax.lax.optimization_barrier((table, ids))
         bits = jax.lax.bitcast_convert_type(table, jnp.uint16)[ids]
         return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
 

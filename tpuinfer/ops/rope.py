@@ -2,6 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+_PAGE = 4096
+"""Positions that are multiplied as they are."""
 
 
 def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -12,10 +16,18 @@ def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.
 
     Returns:
       Two arrays [B, T, 1, H/2] float32; frequency i turns by theta ** (-2 i / H) per position.
+
+    A float32 product of a large position and a frequency near 1 is off by a large part of a turn,
+    so whole pages of positions are turned by an angle that is reduced beforehand: a request that
+    rolls through millions of tokens keeps its sense of distance.
     """
-    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    frequencies = 1.0 / (theta**exponents)
-    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None, :]
+    exponents = np.arange(0, head_dim, 2) / head_dim
+    exact = theta**-exponents
+    page = np.mod(_PAGE * exact + np.pi, 2 * np.pi).astype(np.float32) - np.float32(np.pi)
+    frequencies = jnp.asarray(1.0 / theta ** exponents.astype(np.float32))
+    within = (positions % _PAGE).astype(jnp.float32)[:, :, None, None]
+    pages = (positions // _PAGE).astype(jnp.float32)[:, :, None, None]
+    angles = within * frequencies[None, None, None, :] + pages * page[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 

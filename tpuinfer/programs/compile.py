@@ -1,9 +1,10 @@
 """Build the closed set of programs before the first request.
 
 Programs are compiled ahead of time and called as compiled objects: a call with other shapes is an
-error, not a silent recompile.
+error, not a silent recompile; `tpuinfer.programs.guard` says what happens then.
 """
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,41 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
-from tpuinfer.models.blueprint import abstract_params
-from tpuinfer.models.llama import Llama
-from tpuinfer.platform import PlatformSettings
-from tpuinfer.programs.decode import make_decode
-from tpuinfer.programs.prefill import abstract_input, make_prefill
-from tpuinfer.programs.state import DecodeState, shaped
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.programs.events import Hearing
+from tpuinfer.programs.manifest import CacheUse, Entry
+from tpuinfer.programs.signature import shapes
 
 Progress = Callable[[str, int, int], None]
 
-_WORKERS = 2
-
-
-@dataclass(frozen=True)
-class Program:
-    """One compiled program and what it cost to get.
-
-    Attributes:
-      call: the compiled executable.
-      seconds: lowering and compiling, wall time.
-      temp_bytes: scratch memory per device while it runs.
-    """
-
-    name: str
-    call: Any
-    seconds: float
-    temp_bytes: int
+_MOST_WORKERS = 4
 
 
 @dataclass(frozen=True)
 class ProgramSpec:
-    """A program before compilation: the function and the abstract arguments it is fixed to."""
+    """A program before compilation: the function and the abstract arguments it is fixed to.
+
+    Attributes:
+      arguments: params, then the state, which is donated, then what the host sends along.
+    """
 
     name: str
     function: Callable[..., Any]
@@ -54,42 +37,23 @@ class ProgramSpec:
     out_shardings: Any
 
 
-def program_specs(
-    blueprint: Llama,
-    layout: Layout,
-    state: DecodeState,
-    *,
-    settings: PlatformSettings,
-    dtype: str,
-    buckets: tuple[int, ...],
-) -> list[ProgramSpec]:
-    """Every program this engine will ever run: prefill from the widest on, then decode.
+@dataclass(frozen=True)
+class Program:
+    """One compiled program.
 
-    Works on abstract values alone: `state` holds ShapeDtypeStructs, and no device is needed.
+    Attributes:
+      spec: what it was made from.
+      call: the compiled executable; on the serving path it is called through a `CompileGuard`.
+      entry: its line in the manifest.
     """
-    params = abstract_params(blueprint, layout, dtype)
-    whole = NamedSharding(layout.mesh, PartitionSpec())
-    placed = jax.tree.map(lambda x: x.sharding, state)
-    rows, stops = layout.shards("batch"), state.stops.shape[1]
-    common: dict[str, Any] = {
-        "block": settings.block,
-        "min_rows": settings.min_rows,
-        "dtype": jnp.dtype(dtype),
-    }
 
-    def host(tree: Any) -> Any:
-        return jax.tree.map(lambda x: shaped(x.shape, x.dtype, whole), tree)
+    spec: ProgramSpec
+    call: Any
+    entry: Entry
 
-    prefill = make_prefill(blueprint, layout, **common)
-    decode = make_decode(blueprint, layout, steps=settings.steps, **common)
-    n = host(shaped((), jnp.int32))
-    active = host(shaped(state.token.shape, bool))
-    specs = []
-    for width in sorted(buckets, reverse=True):
-        given = host(abstract_input(rows, width, stops))
-        arguments = (params, state, given)
-        specs.append(ProgramSpec(f"prefill_{width}", prefill, arguments, (placed, whole, whole)))
-    return [*specs, ProgramSpec("decode", decode, (params, state, n, active), (placed, whole))]
+    @property
+    def name(self) -> str:
+        return self.spec.name
 
 
 def compile_programs(
@@ -97,7 +61,7 @@ def compile_programs(
     progress: Progress | None = None,
     ready: Callable[[Program], None] | None = None,
 ) -> dict[str, Program]:
-    """Lower one after the other and compile in the background.
+    """Lower one after the other and compile in the background, a few at a time.
 
     Args:
       progress: told ("compiling", how many are done, of how many).
@@ -107,11 +71,12 @@ def compile_programs(
     done: dict[str, Program] = {}
     if progress:
         progress("compiling", 0, len(specs))
-    with ThreadPoolExecutor(_WORKERS, "compile") as pool:
+    with ThreadPoolExecutor(min(_MOST_WORKERS, os.cpu_count() or 1), "compile") as pool:
         futures = []
         for spec in specs:
             start = time.perf_counter()
-            futures.append(pool.submit(_compile, spec.name, lower(spec), start))
+            lowered = lower(spec)
+            futures.append(pool.submit(_compile, spec, lowered, time.perf_counter() - start))
         for future in futures:
             program = future.result()
             if ready:
@@ -136,8 +101,31 @@ def lower(spec: ProgramSpec) -> Any:
     return jitted.lower(*spec.arguments)
 
 
-def _compile(name: str, lowered: Any, start: float) -> Program:
-    compiled = lowered.compile()
-    memory = compiled.memory_analysis()
-    temp = int(memory.temp_size_in_bytes) if memory else 0
-    return Program(name, compiled, time.perf_counter() - start, temp)
+def _compile(spec: ProgramSpec, lowered: Any, lower_seconds: float) -> Program:
+    start = time.perf_counter()
+    with Hearing() as heard:
+        compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    flops = cost.get("flops") if isinstance(cost, dict) else None
+    entry = Entry(
+        name=spec.name,
+        shapes=shapes(spec.function, spec.arguments, start=2),
+        lower_seconds=lower_seconds,
+        compile_seconds=seconds,
+        argument_bytes=int(memory.argument_size_in_bytes) if memory else 0,
+        alias_bytes=int(memory.alias_size_in_bytes) if memory else 0,
+        temp_bytes=int(memory.temp_size_in_bytes) if memory else 0,
+        output_bytes=int(memory.output_size_in_bytes) if memory else 0,
+        flops=float(flops) if flops is not None and flops >= 0 else None,
+        cache=_cache_use(heard),
+    )
+    return Program(spec, compiled, entry)
+
+
+def _cache_use(heard: Hearing) -> CacheUse:
+    """Jax asks its compilation cache even where it has no folder."""
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if not heard.asked or not folder:
+        return "off"
+    return "hit" if heard.hits else "miss"

@@ -1,4 +1,7 @@
-"""Prefill: one chunk of one prompt per row, straight into its slot's rings."""
+"""Prefill: one chunk of a prompt per row, straight into its slot's rings.
+
+Rows are many short prompts that share one read of the weights; each lies on its slot's data shard.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from tpuinfer.cache.ring import RingAttention, Rows
+from tpuinfer.cache.ring import RingAttention, Rows, horizons
 from tpuinfer.models.blueprint import bind
 from tpuinfer.models.llama import Llama
-from tpuinfer.ops.sampling import SamplingRows, sample
-from tpuinfer.programs.rows import pad_rows, unpad_rows
+from tpuinfer.ops.sampling import TOP, Sampled, SamplingRows, sample
+from tpuinfer.programs.output import Output, pack
+from tpuinfer.programs.rows import asking, pad_rows, unpad_rows
 from tpuinfer.programs.state import DecodeState, row_arrays, shaped
 from tpuinfer.sharding.rules import Layout
 
@@ -59,41 +63,46 @@ def abstract_input(rows: int, width: int, max_stop_ids: int) -> PrefillInput:
 
 Prefill = Callable[
     [Mapping[str, jax.Array], DecodeState, PrefillInput],
-    tuple[DecodeState, jax.Array, jax.Array],
+    tuple[DecodeState, Output],
 ]
 
 
 def make_prefill(
     blueprint: Llama, layout: Layout, *, block: int, min_rows: int, dtype: jnp.dtype
 ) -> Prefill:
-    """The prefill program: (params, state, input) -> state, tokens [R], logprobs [R].
+    """The prefill program: (params, state, input) -> state, Output with n = 1.
 
-    tokens is the first token of rows whose prompt ends in this chunk, -1 for the others.
+    It has the first token of rows whose prompt ends in this chunk, -1 for the others.
     """
-    attend = RingAttention(layout, block, identity=False)
+    attend = RingAttention(layout, block, "prefill")
     shards = layout.shards("batch")
 
     def prefill(
         params: Mapping[str, jax.Array], state: DecodeState, given: PrefillInput
-    ) -> tuple[DecodeState, jax.Array, jax.Array]:
+    ) -> tuple[DecodeState, Output]:
         model = bind(blueprint, params)
-        rows = Rows(given.slot % (state.token.shape[0] // shards), given.start, given.length)
+        slot = given.slot % (state.token.shape[0] // shards)
+        seen_from = horizons(state.rings, slot, shards)
+        rows = Rows(slot, given.start, given.length, seen_from)
         x, rings = model.hidden(given.tokens, state.rings, rows, attend, layout, dtype)
         ends = given.last & (given.length > 0)
 
-        def first_tokens() -> tuple[jax.Array, jax.Array]:
+        def first_tokens() -> Sampled:
             at = jnp.maximum(given.length - 1, 0)[:, None, None]
             final = jnp.take_along_axis(x, at, axis=1)[:, 0]
             logits = model.logits(pad_rows(final, shards, min_rows), layout)
             logits = unpad_rows(logits, shards, final.shape[0] // shards)
-            return sample(logits, given.sampling, given.start + given.length)
+            return sample(logits, asking(given.sampling, ends), given.start + given.length)
 
-        def nothing() -> tuple[jax.Array, jax.Array]:
-            return jnp.zeros(ends.shape, jnp.int32), jnp.zeros(ends.shape)
+        def no_tokens() -> Sampled:
+            i32, f32 = jnp.zeros(ends.shape, jnp.int32), jnp.zeros(ends.shape)
+            wide = (*ends.shape, TOP)
+            return Sampled(i32, f32, jnp.zeros(wide, jnp.int32), jnp.zeros(wide))
 
-        tokens, logprobs = jax.lax.cond(ends.any(), first_tokens, nothing)
-        tokens = jnp.where(ends, tokens, -1)
-        return dataclasses.replace(_open_slots(state, given, tokens), rings=rings), tokens, logprobs
+        sampled = jax.lax.cond(ends.any(), first_tokens, no_tokens)
+        out = pack(sampled, ends)
+        state = dataclasses.replace(_open_slots(state, given, out.packed[:, 0]), rings=rings)
+        return state, jax.tree.map(lambda x: x[None], out)
 
     return prefill
 

@@ -1,7 +1,11 @@
 """Rows of a program call, laid out so that each data shard owns an equal, contiguous part."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+
+from tpuinfer.ops.sampling import SamplingRows
 
 
 def pad_rows(x: jax.Array, shards: int, rows: int) -> jax.Array:
@@ -24,3 +28,12 @@ def unpad_rows(x: jax.Array, shards: int, rows: int) -> jax.Array:
         return x
     parts = x.reshape(shards, own, *x.shape[1:])[:, :rows]
     return parts.reshape(shards * rows, *x.shape[1:])
+
+
+def asking(sampling: SamplingRows, live: jax.Array) -> SamplingRows:
+    """How each row samples; one that is not live asks for nothing that costs anything."""
+    return dataclasses.replace(
+        sampling,
+        temperature=jnp.where(live, sampling.temperature, 0.0),
+        logprobs=jnp.where(live, sampling.logprobs, -1),
+    )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tpuinfer.cache.ring import Ring
+from tpuinfer.cache.ring import Ring, Rings
 from tpuinfer.cache.spec import RING_AXES, RingSpec
 from tpuinfer.ops.sampling import SamplingRows
 from tpuinfer.sharding.rules import Layout
@@ -21,7 +21,7 @@ class DecodeState:
     The rings are cut over the mesh; the small per-slot arrays are whole on every device.
 
     Attributes:
-      rings: one per layer.
+      rings: for each layer, one per class of slots.
       token: [B] int32, the last token sampled for each slot; not in the ring yet.
       position: [B] int32, the position that `token` takes.
       live: [B] bool, whether the slot decodes.
@@ -30,7 +30,7 @@ class DecodeState:
       stops: [B, MAX_STOP_IDS] int32, token ids that end the row; -1 = none.
     """
 
-    rings: tuple[Ring, ...]
+    rings: tuple[Rings, ...]
     token: jax.Array
     position: jax.Array
     live: jax.Array
@@ -46,24 +46,28 @@ def shaped(shape: tuple[int, ...], dtype: Any, sharding: Any = None) -> Any:
 
 def row_arrays(rows: int, max_stop_ids: int) -> tuple[SamplingRows, Any]:
     """Shapes of what a request brings along: sampling settings and stop ids, for `rows` rows."""
-    f32, i32, u32, flag = (
-        shaped((rows,), dtype) for dtype in (jnp.float32, jnp.int32, jnp.uint32, bool)
-    )
+    f32, i32, u32 = (shaped((rows,), dtype) for dtype in (jnp.float32, jnp.int32, jnp.uint32))
     sampling = SamplingRows(
-        temperature=f32, top_p=f32, min_p=f32, top_k=i32, seed=u32, choice=i32, logprobs=flag
+        temperature=f32, top_p=f32, min_p=f32, top_k=i32, seed=u32, choice=i32, logprobs=i32
     )
     return sampling, shaped((rows, max_stop_ids), jnp.int32)
 
 
-def abstract_state(rings: tuple[RingSpec, ...], layout: Layout, max_stop_ids: int) -> DecodeState:
-    """The state as ShapeDtypeStructs with their shardings: enough to compile and to plan."""
-    slots = rings[0].slots
+def abstract_state(
+    rings: tuple[tuple[RingSpec, ...], ...], layout: Layout, max_stop_ids: int
+) -> DecodeState:
+    """The state as ShapeDtypeStructs with their shardings: enough to compile and to plan.
+
+    Args:
+      rings: for each layer, one per class of slots.
+    """
+    slots = sum(spec.slots for spec in rings[0])
     whole = NamedSharding(layout.mesh, PartitionSpec())
     cut = layout.sharding(RING_AXES)
 
     def ring(spec: RingSpec) -> Ring:
         array = shaped(spec.shape, jnp.dtype(spec.dtype), cut)
-        return Ring(array, array)
+        return Ring(array, array, spec.window, spec.sinks)
 
     i32 = shaped((slots,), jnp.int32)
     sampling, stops = row_arrays(slots, max_stop_ids)
@@ -77,7 +81,8 @@ def abstract_state(rings: tuple[RingSpec, ...], layout: Layout, max_stop_ids: in
         stops=stops,
     )
     placed: DecodeState = jax.tree.map(lambda x: shaped(x.shape, x.dtype, whole), small)
-    return dataclasses.replace(placed, rings=tuple(ring(spec) for spec in rings))
+    layers = tuple(tuple(ring(spec) for spec in classes) for classes in rings)
+    return dataclasses.replace(placed, rings=layers)
 
 
 def zeros(abstract: DecodeState) -> DecodeState:

@@ -149,11 +149,14 @@ class Bridge:
         return self._tokenizer
 
     @property
-    def context(self) -> int:
-        """The most tokens a prompt and its answer may have; raises like `tokenizer`."""
+    def context(self) -> int | None:
+        """The most tokens a prompt and its answer may have, None for any number.
+
+        Raises like `tokenizer`.
+        """
         self._require_ready()
         assert self._engine is not None
-        return self._engine.runner.capacity
+        return self._engine.context
 
     @property
     def metrics(self) -> Metrics | None:

@@ -23,6 +23,9 @@ _COUNTERS = (
     ("steps", "Engine steps."),
     ("prompt_tokens", "Tokens of the prompts that got a slot."),
     ("generation_tokens", "Tokens generated."),
+    ("decode_rows", "Rows that wanted tokens, summed over decode dispatches."),
+    ("decode_slots", "Rows that there were, summed over decode dispatches."),
+    ("recompiles", "Compiles since warm-up: 0, or something is wrong."),
 )
 _HISTOGRAMS = (
     ("ttft", "time_to_first_token_seconds", "From arrival to the first token."),

@@ -93,9 +93,15 @@ def _encode_all(tokenizer: Tokenizer, texts: Sequence[str | list[int]]) -> list[
 
 
 def _require_room(
-    prompt: Sequence[int], limit: int | None, context: int, prompt_name: str, limit_name: str
+    prompt: Sequence[int],
+    limit: int | None,
+    context: int | None,
+    prompt_name: str,
+    limit_name: str,
 ) -> None:
-    """The prompt, and the tokens asked for in so many words, must fit into the context."""
+    """The prompt, and the tokens asked for in so many words, must fit into the context if any."""
+    if context is None:
+        return
     length = len(prompt)
     if length + 1 > context:
         message = (

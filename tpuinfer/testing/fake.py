@@ -7,17 +7,19 @@ on every misuse, so an engine that breaks the contract of `runner.py` fails loud
 
 import enum
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tpuinfer.engine.request import MAX_STOP_IDS
+from tpuinfer.engine.request import MAX_STOP_IDS, TOP_LOGPROBS
 from tpuinfer.engine.runner import PrefillWork, StepTokens
+from tpuinfer.programs.slots import SlotLayout
 
 Rule = Callable[[Sequence[int], int], int]
-"""(tokens of the row so far, shift) -> the next token, before it is taken modulo the vocabulary."""
+"""(tokens in the row's ring, shift) -> the next token, before it is taken modulo the vocabulary."""
 
 
 def count_up(tokens: Sequence[int], shift: int) -> int:
@@ -26,7 +28,7 @@ def count_up(tokens: Sequence[int], shift: int) -> int:
 
 
 def add_up(tokens: Sequence[int], shift: int) -> int:
-    """The sum of the whole row: any foreign or missing token changes all that follow."""
+    """The sum of all in the ring: any foreign or missing token changes all that follow."""
     return sum(tokens) + shift
 
 
@@ -43,11 +45,15 @@ def answer(
     shift: int = 0,
     vocab: int = 128,
     rule: Rule = count_up,
+    capacity: int | None = None,
 ) -> list[int]:
-    """The tokens a row generates when it is alone: what the runner must give under any load."""
+    """The tokens a row generates when it is alone: what the runner must give under any load.
+
+    `capacity` is the ring's when it rolls.
+    """
     tokens = list(prompt)
     while len(tokens) < len(prompt) + limit:
-        tokens.append(rule(tokens, shift) % vocab)
+        tokens.append(rule(tokens[-capacity:] if capacity else tokens, shift) % vocab)
         if tokens[-1] in stop_ids:
             break
     return tokens[len(prompt) :]
@@ -62,10 +68,16 @@ class _State(enum.Enum):
 
 @dataclass
 class _Row:
+    capacity: int
     state: _State = _State.CLOSED
     tokens: list[int] = field(default_factory=list)
     generated: int = 0
     work: PrefillWork | None = None
+
+    @property
+    def alternatives(self) -> int:
+        """How many alternatives to each token its request asked for."""
+        return (self.work and self.work.params.logprobs) or 0
 
 
 class FakePending:
@@ -84,12 +96,14 @@ class FakePending:
 
 
 class FakeRunner:
-    """`Runner` by arithmetic: next = rule(tokens of the row, shift) % vocab.
+    """`Runner` by arithmetic: next = rule(tokens in the row's ring, shift) % vocab.
 
-    The shift is 0 at temperature 0, else seed + choice. The log-probability of token t is
-    -t / vocab, exact in float32 when vocab is a power of two.
+    The shift is 0 at temperature 0, else seed + choice. A ring that rolls forgets its oldest tokens
+    one by one. The log-probability of token t is -t / vocab, exact in float32 when vocab is a power
+    of two; the alternative i places behind it is token (t + i) % vocab, less likely by i.
 
     Attributes:
+      seconds: how long each `result` takes.
       events: what happened, in order: ("prefill", k) or ("decode", k) when dispatch k is made, and
         ("result", k) when it is read.
       sent: for each dispatch k, the slots it was for.
@@ -97,38 +111,41 @@ class FakeRunner:
 
     def __init__(
         self,
-        slots: int,
+        slots: int | Sequence[tuple[int, int]],
         shards: int = 1,
         *,
         capacity: int = 64,
-        chunk: int = 8,
-        buckets: Sequence[int] | None = None,
+        rolls: bool = False,
+        buckets: Sequence[int] = (4, 8),
+        prefill_rows: int | Mapping[int, int] = 1,
         vocab: int = 128,
         rule: Rule = count_up,
-        seconds: float = 0.0,
     ) -> None:
-        """`seconds` is how long each `result` takes; `buckets` defaults to (chunk / 2, chunk)."""
-        assert slots % shards == 0, f"{slots} slots do not divide over {shards} shards"
-        self.slots = slots
-        self.shards = shards
-        self.capacity = capacity
-        self.chunk = chunk
-        self.buckets = tuple(buckets or sorted({max(1, chunk // 2), chunk}))
-        assert self.buckets[-1] == chunk, f"last of buckets {self.buckets} is not chunk {chunk}"
+        """`slots` of one `capacity`, or ring classes as pairs (slots, capacity), shortest first.
+
+        `prefill_rows`: per data shard, for all buckets or for each.
+        """
+        classes = [(slots, capacity)] if isinstance(slots, int) else slots
+        counts, capacities = zip(*classes, strict=True)
+        self.layout = SlotLayout(counts, capacities, shards)
+        self.rolls = rolls
+        self.buckets = tuple(buckets)
+        self.chunk = self.buckets[-1]
+        self.prefill_rows: Mapping[int, int] = (
+            dict.fromkeys(buckets, prefill_rows) if isinstance(prefill_rows, int) else prefill_rows
+        )
+        self.recompiles = 0
         self.vocab = vocab
-        self.seconds = seconds
+        self.seconds = 0.0
         self.events: list[tuple[str, int]] = []
         self.sent: list[tuple[int, ...]] = []
         self._rule = rule
-        self._rows = [_Row() for _ in range(slots)]
+        self._rows = [_Row(self.layout.capacity_of(slot)) for slot in range(self.layout.slots)]
 
     def prefill(self, work: Sequence[PrefillWork]) -> FakePending:
-        """Take one chunk a shard; the first token of each slot whose prompt ends here."""
-        assert work, "a prefill of nothing"
-        shards = [one.slot // (self.slots // self.shards) for one in work]
-        assert len(set(shards)) == len(work), f"two works on one data shard: {shards}"
-        assert len({one.bucket for one in work}) == 1, "a prefill of different buckets"
-        tokens = np.full((1, self.slots), -1, np.int32)
+        """Take one chunk a row; the first token of each slot whose prompt ends here."""
+        self._check_batch(work)
+        tokens = np.full((1, self.layout.slots), -1, np.int32)
         for one in work:
             self._check(one)
             row = self._rows[one.slot]
@@ -150,7 +167,7 @@ class FakeRunner:
         for slot in active:
             state = self._rows[slot].state
             assert state in (_State.LIVE, _State.STOPPED), f"slot {slot} is {state.value}"
-        tokens = np.full((steps, self.slots), -1, np.int32)
+        tokens = np.full((steps, self.layout.slots), -1, np.int32)
         chosen = set(active)
         for slot, row in enumerate(self._rows):
             if row.state is _State.LIVE and slot not in chosen:
@@ -163,7 +180,7 @@ class FakeRunner:
 
     def _grow(self, row: _Row) -> int:
         assert row.work is not None
-        token = self._rule(row.tokens, shift_of(row.work)) % self.vocab
+        token = self._rule(row.tokens[-row.capacity :], shift_of(row.work)) % self.vocab
         row.tokens.append(token)
         row.generated += 1
         if token in row.work.stop_ids or row.generated == row.work.limit:
@@ -175,15 +192,41 @@ class FakeRunner:
         self.sent.append(slots)
         self.events.append((kind, number))
         logprobs = -tokens.astype(np.float32) / np.float32(self.vocab)
+        top_ids, top_logprobs = self._alternatives(slots, tokens, logprobs)
         return FakePending(
-            StepTokens(tokens, logprobs),
+            StepTokens(tokens, logprobs, top_ids, top_logprobs),
             self.seconds,
             lambda: self.events.append(("result", number)),
         )
 
+    def _alternatives(
+        self, slots: Sequence[int], tokens: np.ndarray, logprobs: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        """Ids and log-probabilities [n, slots, TOP_LOGPROBS] where a row of `slots` asked."""
+        asked = {slot: self._rows[slot].alternatives for slot in slots}
+        if not any(asked.values()):
+            return None, None
+        ids = np.full((*tokens.shape, TOP_LOGPROBS), -1, np.int32)
+        scores = np.zeros(ids.shape, np.float32)
+        for slot, asked_of_slot in asked.items():
+            places = np.arange(min(asked_of_slot, self.vocab), dtype=np.int32)
+            ids[:, slot, : places.size] = (tokens[:, slot, None] + places) % self.vocab
+            scores[:, slot, : places.size] = logprobs[:, slot, None] - places.astype(np.float32)
+        return ids, scores
+
+    def _check_batch(self, work: Sequence[PrefillWork]) -> None:
+        assert work, "a prefill of nothing"
+        slots = [one.slot for one in work]
+        assert len(set(slots)) == len(slots), f"two works for one slot: {slots}"
+        bucket = work[0].bucket
+        assert all(one.bucket == bucket for one in work), "a prefill of different buckets"
+        assert bucket in self.buckets, f"bucket {bucket} is not of {self.buckets}"
+        for shard, rows in Counter(map(self.layout.shard_of, slots)).items():
+            most = self.prefill_rows[bucket]
+            assert rows <= most, f"{rows} works on data shard {shard}: it takes {most}"
+
     def _check(self, work: PrefillWork) -> None:
         row, size = self._rows[work.slot], len(work.tokens)
-        assert work.bucket in self.buckets, f"bucket {work.bucket} is not of {self.buckets}"
         assert 1 <= size <= work.bucket, f"{size} tokens in bucket {work.bucket}"
         assert work.last or size == self.chunk, f"a chunk of {size} before the last"
         assert all(0 <= token < self.vocab for token in work.tokens), (
@@ -193,7 +236,8 @@ class FakeRunner:
             assert row.state is _State.FILLING, f"slot {work.slot} is {row.state.value}"
             assert work.start == len(row.tokens), f"starts at {work.start}, not {len(row.tokens)}"
         assert work.limit >= 1, f"a limit of {work.limit} tokens"
-        assert work.start + size + work.limit <= self.capacity, "beyond the capacity"
+        end = work.start + size + work.limit
+        assert self.rolls or end <= row.capacity, f"{end} tokens in a ring of {row.capacity}"
         assert len(work.stop_ids) <= MAX_STOP_IDS, f"{len(work.stop_ids)} stop ids"
         assert 0 <= work.seed < 2**32, f"seed {work.seed}"
 

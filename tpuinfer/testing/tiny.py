@@ -9,23 +9,24 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from tpuinfer.cache.spec import RingSpec, ring_length
-from tpuinfer.config import ModelConfig
+from tpuinfer.config import EngineConfig, ModelConfig
+from tpuinfer.engine.build import Plan, plan_of
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.request import MAX_STOP_IDS
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, weights
 from tpuinfer.models.llama import Llama
-from tpuinfer.platform import PlatformSettings, platform_settings
-from tpuinfer.programs.compile import Program, ProgramSpec, compile_programs, program_specs
+from tpuinfer.platform import platform_settings
+from tpuinfer.programs.closed_set import program_specs
+from tpuinfer.programs.compile import Program, ProgramSpec, compile_programs
 from tpuinfer.programs.state import DecodeState, abstract_state, zeros
-from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.rules import Layout, ShardingRules, resolve
+from tpuinfer.sharding.rules import Layout
 
 TINY = ModelConfig(
     family="llama",
@@ -54,7 +55,7 @@ ODD = ModelConfig(
     eos_ids=(0,),
 )
 
-BUCKETS = (4, 16)
+BUCKETS = (8, 16)
 BLOCK = 8
 
 
@@ -81,33 +82,35 @@ class Tiny:
     """A tiny model on a mesh: what `engine.build` makes of a checkpoint, without the checkpoint.
 
     Attributes:
+      plan: sizes and places.
       weights: float32, on the host. params: the same on the mesh, in the model's dtype.
       state: shapes and shardings of the decode state.
-      capacity: tokens a request may have, prompt and answer.
-      buckets: widths of prefill; the last is the chunk.
     """
 
-    config: ModelConfig
+    plan: Plan
     blueprint: Llama
-    layout: Layout
-    settings: PlatformSettings
-    dtype: str
-    capacity: int
-    buckets: tuple[int, ...]
     state: DecodeState
     weights: Mapping[str, NDArray[np.float32]]
     params: Mapping[str, jax.Array]
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.plan.config
+
+    @property
+    def layout(self) -> Layout:
+        return self.plan.layout
 
     @functools.cached_property
     def specs(self) -> dict[str, ProgramSpec]:
         """The programs before they are compiled, by name."""
         specs = program_specs(
             self.blueprint,
-            self.layout,
+            self.plan.layout,
             self.state,
-            settings=self.settings,
-            dtype=self.dtype,
-            buckets=self.buckets,
+            settings=self.plan.settings,
+            dtype=self.plan.dtype,
+            buckets=self.plan.buckets,
         )
         return {spec.name: spec for spec in specs}
 
@@ -124,10 +127,10 @@ class Tiny:
             self.params,
             zeros(self.state) if state is None else state,
             self.programs if programs is None else programs,
-            shards=self.layout.shards("batch"),
-            capacity=self.capacity,
-            buckets=self.buckets,
-            steps=self.settings.steps,
+            layout=self.plan.slots,
+            buckets=self.plan.buckets,
+            steps=self.plan.settings.steps,
+            rolls=self.plan.rolls,
         )
 
 
@@ -135,54 +138,64 @@ def tiny(
     config: ModelConfig = TINY,
     mesh: str = "1",
     *,
-    slots: int = 4,
-    context: int = 64,
+    slots: str = "4x64",
     dtype: str = "float32",
     steps: int = 4,
     buckets: tuple[int, ...] = BUCKETS,
+    rows: tuple[int, ...] = (1,),
+    narrow: tuple[int, ...] = (),
+    sinks: int | None = None,
 ) -> Tiny:
     """A tiny model laid out on a mesh, with the CPU's settings but small chunks and blocks.
 
     Args:
-      mesh: as `--mesh` takes it. context: tokens per request; the rings have as many columns.
-      steps: the most decode steps in one dispatch. buckets: fewer widths compile sooner.
+      mesh: as `--mesh` takes it. slots: as `--slots` takes it.
+      steps: the most decode steps in one dispatch. buckets: two at most; fewer compile sooner.
+      rows, narrow: prompts per prefill, and rows of narrow decodes, per data shard.
+      sinks: roll with that many sinks; None = stop at the end of the context.
     """
-    return _build(config, mesh, slots, context, dtype, steps, buckets)
+    return _build(config, mesh, slots, dtype, steps, buckets, rows, narrow, sinks)
 
 
 @functools.cache
 def _build(
     config: ModelConfig,
     mesh: str,
-    slots: int,
-    context: int,
+    slots: str,
     dtype: str,
     steps: int,
     buckets: tuple[int, ...],
+    rows: tuple[int, ...],
+    narrow: tuple[int, ...],
+    sinks: int | None,
 ) -> Tiny:
-    axes = registry.axis_sizes(config, slots)
-    layout = resolve(ShardingRules(), build_mesh(parse_mesh(mesh)), axes)
+    others: dict[str, Any] = {}
+    if sinks is not None:
+        others = {"context_policy": "roll", "sinks": sinks}
     settings = dataclasses.replace(
         platform_settings("cpu"),
-        dtype=dtype,
         steps=steps,
         chunk=buckets[-1],
         smallest_bucket=buckets[0],
+        prefill_rows=rows,
+        narrow_rows=narrow,
         block=BLOCK,
     )
-    ring = RingSpec(slots, config.kv_heads, ring_length(context, BLOCK), config.head_dim, "float32")
-    blueprint = registry.build(config)
-    host = random_weights(config)
-    shapes = abstract_params(blueprint, layout, dtype)
-    return Tiny(
-        config=config,
-        blueprint=blueprint,
-        layout=layout,
-        settings=settings,
+    plan = plan_of(
+        config,
+        mesh=mesh,
         dtype=dtype,
-        capacity=context,
-        buckets=buckets,
-        state=abstract_state((ring,) * config.layers, layout, MAX_STOP_IDS),
+        engine=EngineConfig.parse(slots, **others),
+        settings=settings,
+    )
+    assert plan.buckets == buckets, f"buckets {plan.buckets}, not {buckets}"
+    host = random_weights(config)
+    blueprint = registry.build(config)
+    shapes = abstract_params(blueprint, plan.layout, dtype)
+    return Tiny(
+        plan=plan,
+        blueprint=blueprint,
+        state=abstract_state(plan.rings, plan.layout, MAX_STOP_IDS),
         weights=host,
         params={
             name: jax.device_put(host[name].astype(one.dtype), one.sharding)

@@ -1,0 +1,234 @@
+"""Ten thousand random jobs through the scheduler, with what it promises checked at every step."""
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tpuinfer.engine.request import Phase, Request
+from tpuinfer.engine.scheduler import DecodePlan, Job, PrefillPlan, Scheduler
+from tpuinfer.programs.buckets import cut
+from tpuinfer.programs.slots import SlotLayout
+
+BUCKETS = (2, 4, 8)
+CAPACITIES = (16, 48, 128)
+LONGEST = 6  # chunks of the longest prompt
+MOST = 12  # tokens of the longest answer
+BACKLOG = 100  # nobody comes while so many wait
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run is made of; `wait` is in steps, of which each takes one second."""
+
+    layout: SlotLayout
+    rows: dict[int, int]
+    steps: int
+    wait: float
+    arrivals: float
+    aborts: float
+
+
+class Load:
+    """Random arrivals, ends and aborts on one scheduler, beside a model that knows no queues."""
+
+    def __init__(self, chance: random.Random, setting: Setting) -> None:
+        self.chance, self.setting, self.layout = chance, setting, setting.layout
+        self.scheduler = Scheduler(
+            setting.layout,
+            rows=setting.rows,
+            steps=setting.steps,
+            max_waiting=10**6,
+            wait=setting.wait,
+        )
+        self.clock = self.added = self.prefills = self.ended = 0
+        self.waiting: list[Job] = []  # in the order added
+        self.prefilling: list[Job] = []  # in the order admitted
+        self.held: dict[int, Job] = {}
+        self.patience: dict[Job, int] = {}
+
+    def arrive(self) -> None:
+        size = self.chance.choice(
+            [1, self.chance.randint(1, 8), self.chance.randint(1, 8 * LONGEST)]
+        )
+        limit = self.chance.randint(1, MOST)
+        job = Job(
+            Request(str(self.added), ()),
+            (1,) * size,
+            limit=limit,
+            need=min(size + limit, self.layout.capacity),
+            stop_ids=(),
+            seed=0,
+            chunks=cut(size, 8, BUCKETS),
+        )
+        self.scheduler.add(job)
+        self.patience[job] = self.clock + (1 + self.rivals(job)) * self.longest_stay()
+        self.waiting.append(job)
+        self.added += 1
+
+    def rivals(self, job: Job) -> int:
+        """How many requests hold, or will get before it, a slot that the job could use."""
+        holders = [slot for slot in self.held if self.layout.capacity_of(slot) >= job.need]
+        return len(holders) + len(self.waiting)
+
+    def longest_stay(self) -> int:
+        """Steps that a slot is held at most: everybody's chunks, the wait, one's answer."""
+        return self.layout.slots * LONGEST + int(self.setting.wait) + MOST + 2
+
+    def step(self) -> None:
+        self.clock += 1
+        self.admit()
+        before = {job: job.prefilled for job in self.prefilling}
+        self.check_prefill(before, self.scheduler.plan_prefill(self.clock))
+        needy = {
+            slot: (job, job.limit - job.promised)
+            for slot, job in self.held.items()
+            if job.phase is Phase.DECODING and job.promised < job.limit
+        }
+        self.check_decode(needy, self.scheduler.plan_decode())
+        for job in list(self.held.values()):
+            done = job.phase is Phase.DECODING and job.promised == job.limit
+            if done or self.chance.random() < self.setting.aborts:
+                self.end(job)
+        if self.waiting and self.chance.random() < self.setting.aborts:
+            self.end(self.chance.choice(self.waiting))
+        assert (self.scheduler.running, self.scheduler.waiting) == (
+            len(self.held),
+            len(self.waiting),
+        )
+        late = [job.order for job in self.patience if self.patience[job] < self.clock]
+        assert not late, f"{late} starve"
+
+    def end(self, job: Job) -> None:
+        if job.phase is Phase.WAITING:
+            self.waiting.remove(job)
+        else:
+            assert self.held.pop(job.slot) is job
+        if job in self.prefilling:
+            self.prefilling.remove(job)
+        self.scheduler.finish(job)
+        del self.patience[job]
+        self.ended += 1
+
+    def admit(self) -> None:
+        """By the book: in the order added, each the shortest free ring that suits it, if any."""
+        free = Counter(self.layout.class_of(slot) for slot in range(self.layout.slots))
+        free.subtract(self.layout.class_of(slot) for slot in self.held)
+        expected = []
+        for job in self.waiting:
+            for ring_class, capacity in enumerate(self.layout.capacities):
+                if free[ring_class] and capacity >= job.need:
+                    free[ring_class] -= 1
+                    expected.append((job, ring_class))
+                    break
+        admitted = self.scheduler.admit(self.clock)
+        assert [(job, self.layout.class_of(job.slot)) for job in admitted] == expected
+        for job in admitted:
+            assert job.slot not in self.held, f"slot {job.slot} is given twice"
+            assert job.need <= self.layout.capacity_of(job.slot)
+            assert (job.phase, job.admitted) == (Phase.PREFILLING, self.clock)
+            self.held[job.slot] = job
+            self.waiting.remove(job)
+            self.prefilling.append(job)
+
+    def check_prefill(self, before: dict[Job, int], plan: PrefillPlan | None) -> None:
+        """The oldest advances, and with it whoever fits; nothing is held for long."""
+        if not self.prefilling:
+            assert plan is None
+            return
+        first = self.prefilling[0]
+        bucket = first.chunks[before[first]].bucket
+        room = Counter(dict.fromkeys(range(self.layout.shards), self.setting.rows[bucket]))
+        batch = []
+        for job in self.prefilling:
+            shard = self.layout.shard_of(job.slot)
+            if job.chunks[before[job]].bucket == bucket and room[shard]:
+                room[shard] -= 1
+                batch.append(job)
+        if plan is None:
+            assert before[first] == 0
+            assert self.clock < first.admitted + self.setting.wait
+            assert room.total() > 0
+            return
+        young = before[first] == 0 and self.clock < first.admitted + self.setting.wait
+        slots = self.layout.per_shard
+        full = all(left == 0 or self.setting.rows[bucket] - left == slots for left in room.values())
+        assert full or not young, "not held"
+        assert [work.slot for work in plan.work] == [job.slot for job in batch]
+        for job, work in zip(batch, plan.work, strict=True):
+            chunk = job.chunks[before[job]]
+            assert (work.start, work.bucket, len(work.tokens)) == (chunk.start, bucket, chunk.size)
+            assert job.prefilled == before[job] + 1
+            assert (job.slot in plan.rows) is work.last is (job.prefilled == len(job.chunks))
+        self.prefilling = [job for job in self.prefilling if job.prefilled < len(job.chunks)]
+        self.prefills += 1
+
+    def check_decode(self, needy: dict[int, tuple[Job, int]], plan: DecodePlan | None) -> None:
+        """All who need tokens, and as many steps as one of them can use."""
+        if plan is None:
+            assert not needy
+            return
+        assert plan.rows == {slot: job for slot, (job, _) in needy.items()}
+        assert plan.steps == min(self.setting.steps, max(left for _, left in needy.values()))
+        for job, left in needy.values():
+            assert job.limit - job.promised == max(0, left - plan.steps)
+
+    def run(self, jobs: int) -> None:
+        owed = 0.0
+        while self.added < jobs or self.scheduler.waiting or self.scheduler.running:
+            owed += self.chance.random() * 2 * self.setting.arrivals
+            while owed >= 1 and self.added < jobs and len(self.waiting) < BACKLOG:
+                self.arrive()
+                owed -= 1
+            self.step()
+        assert self.ended == jobs
+        assert not any(map(len, (self.waiting, self.held, self.prefilling, self.patience)))
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shards=st.sampled_from([1, 1, 2, 4]),
+    per_shard=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    rows=st.sampled_from([(1, 1, 1), (8, 4, 1), (2, 2, 2)]),
+    steps=st.sampled_from([1, 1, 4]),
+    wait=st.sampled_from([0, 0, 3]),
+    arrivals=st.sampled_from([0.3, 1.0, 3.0, 100.0]),
+    aborts=st.sampled_from([0.0, 0.02, 0.2]),
+)
+def test_what_it_promises_holds_at_every_step(
+    seed: int,
+    shards: int,
+    per_shard: list[int],
+    rows: tuple[int, int, int],
+    steps: int,
+    wait: float,
+    arrivals: float,
+    aborts: float,
+) -> None:
+    counts = tuple(count * shards for count in per_shard)
+    setting = Setting(
+        SlotLayout(counts, CAPACITIES[-len(counts) :], shards),
+        dict(zip(BUCKETS, rows, strict=True)),
+        steps,
+        wait,
+        arrivals,
+        aborts,
+    )
+    Load(random.Random(seed), setting).run(jobs=100)
+
+
+def test_ten_thousand_jobs() -> None:
+    setting = Setting(
+        SlotLayout((12, 6, 4), CAPACITIES, 2),
+        {2: 4, 4: 2, 8: 1},
+        steps=2,
+        wait=1.5,
+        arrivals=2.0,
+        aborts=0.005,
+    )
+    load = Load(random.Random(0), setting)
+    load.run(jobs=10_000)
+    assert load.prefills > 5000

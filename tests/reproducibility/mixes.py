@@ -1,0 +1,223 @@
+"""Requests of every kind, served alone and in mixes, and what may not differ between the two."""
+
+import dataclasses
+import functools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tpuinfer.engine.engine import Engine
+from tpuinfer.engine.request import Delta, Request, SamplingParams
+from tpuinfer.engine.runner import Pending, PrefillWork, Runner
+from tpuinfer.programs.buckets import Chunk
+from tpuinfer.programs.compile import Program
+from tpuinfer.testing.fake import FakeTokenizer
+from tpuinfer.testing.tiny import Tiny
+
+LENGTHS = (1, 2, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 48, 60)
+"""Prompts around the edges of chunks of 16 with a bucket of 8, and of rings of 32."""
+
+LOGPROBS = (None, 0, 5, 20)
+
+
+class Record(NamedTuple):
+    """All of an answer that must be the same under any load.
+
+    Attributes:
+      tokens: ids. end: finish reason and stop reason.
+      logprobs: the float32 bytes of the tokens' log-probabilities.
+      top: the alternatives to each token: their ids, and the float32 bytes.
+      chunks: how the prompt was cut on its way into the runner.
+    """
+
+    tokens: tuple[int, ...]
+    end: tuple[str | None, str | int | None]
+    logprobs: bytes
+    top: tuple[tuple[tuple[int, ...], bytes], ...]
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass
+class Traffic:
+    """What a runner was asked to do: shows that a mix was one.
+
+    Attributes:
+      slots: where each request ran, by seed and choice; these are its name here.
+      chunks: how its prompt was cut.
+      prefills: prompts in each prefill. decodes: slots in each decode.
+    """
+
+    slots: dict[tuple[int, int], int] = field(default_factory=dict)
+    chunks: dict[tuple[int, int], list[Chunk]] = field(default_factory=dict)
+    prefills: list[int] = field(default_factory=list)
+    decodes: list[int] = field(default_factory=list)
+
+
+class Watched:
+    """A runner that keeps a record of its traffic."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.traffic = Traffic()
+        self.layout, self.rolls = runner.layout, runner.rolls
+        self.chunk, self.buckets = runner.chunk, runner.buckets
+        self._runner = runner
+
+    @property
+    def prefill_rows(self) -> Mapping[int, int]:
+        return self._runner.prefill_rows
+
+    @property
+    def recompiles(self) -> int:
+        return self._runner.recompiles
+
+    def prefill(self, work: Sequence[PrefillWork]) -> Pending:
+        for one in work:
+            name = (one.seed, one.choice)
+            self.traffic.slots[name] = one.slot
+            chunk = Chunk(one.start, len(one.tokens), one.bucket)
+            self.traffic.chunks.setdefault(name, []).append(chunk)
+        self.traffic.prefills.append(len(work))
+        return self._runner.prefill(work)
+
+    def decode(self, steps: int, active: Sequence[int]) -> Pending:
+        self.traffic.decodes.append(len(active))
+        return self._runner.decode(steps, active)
+
+
+def ask(
+    number: int, chance: random.Random, vocab: int, longest: int = 60, limit: int = 14
+) -> Request:
+    """Request r<number>, with a seed that no other has: of every length and kind in turn."""
+    lengths = [length for length in LENGTHS if length <= longest]
+    size = lengths[number % len(lengths)] if number % 3 else chance.randint(1, longest)
+    params = SamplingParams(
+        temperature=(0.0, 0.7, 1.3)[number % 3] if number % 5 else 0.0,
+        top_k=chance.choice([0, 0, 5, 40]),
+        top_p=chance.choice([1.0, 1.0, 0.8, 0.95]),
+        min_p=chance.choice([0.0, 0.0, 0.05]),
+        seed=chance.randrange(2**22) << 10 | number,
+        max_tokens=chance.randint(1, limit),
+        ignore_eos=chance.random() < 0.7,
+        stop_token_ids=chance.sample(range(1, vocab), k=4) if chance.random() < 0.3 else (),
+        logprobs=LOGPROBS[chance.randrange(4)],
+    )
+    prompt = chance.choices(range(1, vocab), k=size)
+    return Request(f"r{number}", prompt, params, choice=number % 2)
+
+
+def key(request: Request) -> tuple[int, int]:
+    """A request's name in `Traffic`."""
+    return (request.params.seed or 0, request.choice)
+
+
+def serve(
+    runner: Runner,
+    requests: Sequence[Request],
+    *,
+    tokenizer: FakeTokenizer,
+    steps: int = 1,
+    chance: random.Random | None = None,
+    doomed: Sequence[Request] = (),
+) -> tuple[dict[str, Record], Traffic]:
+    """Serve `requests` to their end: their answers by name, and what the runner was asked.
+
+    They arrive all at once, or in another order between steps as chance has it; then the `doomed`
+    are among them, and are aborted now and then.
+    """
+    watched = Watched(runner)
+    engine = Engine(watched, tokenizer, steps=steps)
+    waiting, fated = [*requests, *doomed], [one.request_id for one in doomed]
+    if chance:
+        chance.shuffle(waiting)
+    deltas: dict[str, list[Delta]] = {one.request_id: [] for one in waiting}
+    while waiting or engine.has_work:
+        while waiting and (chance is None or chance.random() < 0.7):
+            engine.add(waiting.pop(0))
+        if chance and fated and chance.random() < 0.3:
+            engine.abort(chance.choice(fated))
+        for delta in engine.step():
+            deltas[delta.request_id].append(delta)
+    traffic = watched.traffic
+    return {
+        one.request_id: _record(deltas[one.request_id], traffic.chunks[key(one)])
+        for one in requests
+    }, traffic
+
+
+def _record(deltas: list[Delta], chunks: list[Chunk]) -> Record:
+    logprobs = [value for delta in deltas for value in delta.logprobs or []]
+    top = [one for delta in deltas for one in delta.top_logprobs or []]
+    return Record(
+        tokens=tuple(token for delta in deltas for token in delta.token_ids),
+        end=(deltas[-1].finish_reason, deltas[-1].stop_reason),
+        logprobs=np.array(logprobs, np.float32).tobytes(),
+        top=tuple((tuple(one), np.array([*one.values()], np.float32).tobytes()) for one in top),
+        chunks=tuple(chunks),
+    )
+
+
+def differences(alone: Mapping[str, Record], mixed: Mapping[str, Record]) -> list[str]:
+    """What is not the same, in words; empty when every answer kept all its bits."""
+    found = []
+    for name, one in alone.items():
+        for part, mine, other in zip(Record._fields, one, mixed[name], strict=True):
+            if mine != other:
+                at = next((i for i, (a, b) in enumerate(zip(mine, other)) if a != b), "the end")  # noqa: B905
+                found.append(f"{name}: its {part} differ from {at} on")
+    return found
+
+
+def serve_alone(model: Tiny, requests: Sequence[Request]) -> tuple[dict[str, Record], Traffic]:
+    """Each request on a runner that nobody used before."""
+    answers: dict[str, Record] = {}
+    traffic = Traffic()
+    for request in requests:
+        own, seen = serve(model.runner(), [request], tokenizer=tokenizer_of(model))
+        answers |= own
+        traffic.slots |= seen.slots
+    return answers, traffic
+
+
+def serve_mixed(
+    model: Tiny,
+    requests: Sequence[Request],
+    *,
+    steps: int,
+    chance: random.Random,
+    doomed: Sequence[Request] = (),
+) -> tuple[dict[str, Record], Traffic]:
+    """All on one runner, in any order; whatever is padding holds other tokens each time."""
+    runner = model.runner(programs=junk_in_padding(model.programs, chance.randrange(2**32)))
+    return serve(
+        runner,
+        requests,
+        tokenizer=tokenizer_of(model),
+        steps=steps,
+        chance=chance,
+        doomed=doomed,
+    )
+
+
+def tokenizer_of(model: Tiny) -> FakeTokenizer:
+    return FakeTokenizer(model.config.vocab, model.config.eos_ids)
+
+
+def junk_in_padding(programs: Mapping[str, Program], seed: int) -> dict[str, Program]:
+    """The same programs, but the tokens of a prefill that nobody asked for are random."""
+    random_ids = np.random.default_rng(seed)
+
+    def junked(call: Any, params: Any, state: Any, given: Any) -> Any:
+        padding = np.arange(given.tokens.shape[1])[None, :] >= given.length[:, None]
+        junk = random_ids.integers(1, 64, given.tokens.shape, np.int32)
+        tokens = np.where(padding, junk, given.tokens)
+        return call(params, state, dataclasses.replace(given, tokens=tokens))
+
+    return {
+        name: dataclasses.replace(program, call=functools.partial(junked, program.call))
+        if name.startswith("prefill")
+        else program
+        for name, program in programs.items()
+    }

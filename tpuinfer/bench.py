@@ -1,0 +1,156 @@
+"""`python -m tpuinfer.bench decode|prefill|host|batch`: how fast it is, beside what could be."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from tpuinfer import flags as shared
+from tpuinfer.benchmark import modes, report, subject
+from tpuinfer.benchmark.modes import Options
+from tpuinfer.benchmark.workload import Blank
+from tpuinfer.config import Settings
+from tpuinfer.engine.engine import Tokenizer
+from tpuinfer.errors import ConfigError
+from tpuinfer.models import sizes
+from tpuinfer.sharding.mesh import DATA, parse_mesh
+
+flags.adopt_module_key_flags(shared)
+
+_BATCH = flags.DEFINE_string("batch", "1,8,16", "decode: live slots, one row of the table each.")
+_PROMPT_TOKENS = flags.DEFINE_integer(
+    "prompt-tokens", None, "decode (default 32) and prefill (default 512): length of the prompt."
+)
+_NEW_TOKENS = flags.DEFINE_integer("new-tokens", 128, "decode: tokens that each slot makes.")
+_REQUESTS = flags.DEFINE_integer("requests", 64, "batch: how many requests of mixed lengths.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each piece of work is timed.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the mix of requests and of random weights.")
+_AGAINST = flags.DEFINE_enum(
+    "against", None, ["transformers"], "Run the same work there too, on the same weights, in turn."
+)
+_RANDOM_WEIGHTS = flags.DEFINE_string(
+    "random-weights", None, "Sizes of a known model, weights made on the devices; no download."
+)
+_JSON = flags.DEFINE_string("json", None, "File for the report as JSON; - prints it, and no table.")
+
+_SLOTS = {"decode": 1, "prefill": 1, "host": 64, "batch": 16}
+"""Mode -> the fewest slots when nobody says how many."""
+
+_PROMPTS = {"decode": 32, "prefill": 512}
+
+_LEAST_CONTEXT, _CONTEXT_STEP = 512, 128
+
+_OF_WORK = ("batch", "prompt-tokens", "new-tokens", "requests")
+_OF_DEVICES = ("against", "seed", "mesh", "rules", "dtype", "context", "strict-compile")
+_OF_REQUESTS = ("context-policy", "sinks", "prefill-wait-ms")
+
+_UNREAD = {
+    "decode": ("requests", "prefill-wait-ms"),
+    "prefill": ("batch", "new-tokens", "requests", "prefill-wait-ms"),
+    "batch": ("batch", "prompt-tokens", "new-tokens"),
+    "host": (*_OF_WORK, *_OF_DEVICES, *_OF_REQUESTS),
+}
+"""Mode -> flags that mean nothing to it; one that is given all the same is refused."""
+
+_NEVER_READ = ("verify", "show-sharding", "show-programs")
+
+
+def main(mode: str) -> None:
+    """Run one mode, and print what it says."""
+    _refuse_unread(mode)
+    options = Options(
+        batch=_batches(_BATCH.value),
+        prompt_tokens=_PROMPTS.get(mode, 1)
+        if _PROMPT_TOKENS.value is None
+        else _PROMPT_TOKENS.value,
+        new_tokens=_NEW_TOKENS.value,
+        rounds=_ROUNDS.value,
+        requests=_REQUESTS.value,
+        seed=_SEED.value,
+    )
+    chosen = _settings(mode, options)
+    _show(_host(chosen, options) if mode == "host" else _on_devices(mode, chosen, options))
+
+
+def _on_devices(mode: str, chosen: Settings, options: Options) -> report.Report:
+    with shared.Bars() as progress:
+        measured = subject.prepare(
+            chosen,
+            random_weights=_RANDOM_WEIGHTS.value,
+            against=_AGAINST.value,
+            seed=options.seed,
+            cache_dir=shared.cache_dir(),
+            progress=progress,
+        )
+    if mode == "batch":
+        tokenizer = subject.vocabulary(measured.plan)
+        return modes.batch(measured, tokenizer, options)
+    return {"decode": modes.decode, "prefill": modes.prefill}[mode](measured, options)
+
+
+def _host(chosen: Settings, options: Options) -> report.Report:
+    """The host's mode needs the model's vocabulary alone, and no device."""
+    tokenizer: Tokenizer
+    if _RANDOM_WEIGHTS.value:
+        tokenizer = Blank(sizes.find(_RANDOM_WEIGHTS.value)["vocab_size"])
+    else:
+        from tpuinfer.checkpoint import load as checkpoint_load
+        from tpuinfer.tokenizer.load import load_tokenizer
+
+        with shared.Bars() as progress:
+            path = checkpoint_load.resolve(
+                chosen.model, cache_dir=shared.cache_dir(), progress=progress
+            )
+        tokenizer = load_tokenizer(path)
+    name = _RANDOM_WEIGHTS.value or chosen.model
+    return modes.host(tokenizer, name, chosen.engine().slots, options)
+
+
+def _settings(mode: str, options: Options) -> Settings:
+    """The shared settings; slots and context, unless given, are what the mode needs."""
+    chosen = shared.settings()
+    from_file = shared.CONFIG.value is not None
+    if not (shared.SLOTS.present or from_file):
+        slots = max(options.batch) if mode == "decode" else _SLOTS[mode]
+        shards = dict(parse_mesh(chosen.mesh).axes).get(DATA, 1)
+        chosen = dataclasses.replace(chosen, slots=-(-slots // shards) * shards)
+    by_slots = "x" in str(chosen.slots)
+    if not (shared.CONTEXT.present or from_file or by_slots or mode == "host"):
+        tokens = options.prompt_tokens + options.new_tokens
+        longest = max(_LEAST_CONTEXT, -(-tokens // _CONTEXT_STEP) * _CONTEXT_STEP)
+        chosen = dataclasses.replace(chosen, context=longest)
+    return chosen
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"batch is {text!r}: write numbers with commas, such as 1,8,16") from None
+
+
+def _refuse_unread(mode: str) -> None:
+    for name in (*_UNREAD[mode], *_NEVER_READ):
+        if flags.FLAGS[name].present:
+            raise ConfigError(f"--{name} means nothing to bench {mode}: leave it out")
+
+
+def _show(made: report.Report) -> None:
+    if _JSON.value == "-":
+        json.dump(made.as_json(), sys.stdout, indent=2)
+        print()
+        return
+    print(report.render(made))
+    if _JSON.value:
+        try:
+            Path(_JSON.value).write_text(json.dumps(made.as_json(), indent=2) + "\n", "utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"json is {_JSON.value!r}: cannot be written ({error.strerror})"
+            ) from error
+
+
+if __name__ == "__main__":
+    shared.run(main, choices=tuple(_SLOTS))

@@ -1,0 +1,150 @@
+"""What is measured: a model on a mesh, its programs compiled, its weights read or made up."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tpuinfer.benchmark import limits
+from tpuinfer.benchmark.bounds import Machine, ModelCost, model_cost
+from tpuinfer.benchmark.peer_transformers import Peer
+from tpuinfer.benchmark.weights import random_params
+from tpuinfer.benchmark.workload import Blank
+from tpuinfer.checkpoint import load as checkpoint_load
+from tpuinfer.checkpoint.progress import Progress, silent
+from tpuinfer.config import Settings
+from tpuinfer.engine import build
+from tpuinfer.engine.device import DeviceRunner
+from tpuinfer.engine.engine import Tokenizer
+from tpuinfer.errors import ConfigError
+from tpuinfer.models import registry, sizes
+from tpuinfer.models.blueprint import abstract_params
+from tpuinfer.sharding.rules import load_rules
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A runner that is ready, and what its figures are to be compared with.
+
+    Attributes:
+      peer: another implementation on the same weights, if one was asked for.
+    """
+
+    name: str
+    plan: build.Plan
+    runner: DeviceRunner
+    machine: Machine
+    cost: ModelCost
+    peer: Peer | None
+
+    def describe_machine(self) -> dict[str, Any]:
+        """Devices, software and measured limits, for a report."""
+        devices = self.plan.layout.mesh.devices
+        return {
+            "platform": devices.flat[0].platform,
+            "device_kind": devices.flat[0].device_kind,
+            "devices": devices.size,
+            "jax": metadata.version("jax"),
+            "python": platform.python_version(),
+            "read_gb_per_second": self.machine.bandwidth / 1e9,
+            "matmul_gflop_per_second": self.machine.matmul / 1e9,
+        }
+
+    def describe_model(self) -> dict[str, Any]:
+        """Name, dtype and size, for a report."""
+        return {
+            "name": self.name,
+            "dtype": self.plan.dtype,
+            "weight_bytes_read": self.cost.weight_bytes,
+            "peer": None if self.peer is None else self.peer.settings,
+        }
+
+
+def prepare(
+    chosen: Settings,
+    *,
+    random_weights: str | None = None,
+    against: str | None = None,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    progress: Progress = silent,
+) -> Subject:
+    """Load or make the weights, compile the programs, measure the machine.
+
+    Args:
+      random_weights: a name of `models.sizes`; nothing is downloaded or read from files then.
+      against: "transformers" for a peer on the same weights.
+      seed: of the random weights.
+
+    Raises:
+      TpuinferError: one line that names what is wrong.
+    """
+    plan, hf_config = _plan(chosen, random_weights, cache_dir, progress)
+    mesh = plan.layout.mesh
+    if against and mesh.devices.flat[0].platform != "cpu":
+        raise ConfigError(
+            f"against is {against!r}, which runs on the CPU, and the devices here are "
+            f"{mesh.devices.flat[0].device_kind}: leave it out"
+        )
+    machine = limits.measure(mesh, plan.dtype)
+    shapes = abstract_params(registry.build(plan.config), plan.layout, plan.dtype)
+    if plan.path is None:
+        params = random_params(shapes, seed)
+    else:
+        params = checkpoint_load.load_params(plan.path, shapes)
+    return Subject(
+        random_weights or chosen.model,
+        plan,
+        build.start(plan, params, cache_dir=cache_dir, progress=progress),
+        machine,
+        model_cost(plan.config, shapes, _ring_bytes(plan)),
+        Peer(hf_config, params, plan.dtype) if against else None,
+    )
+
+
+def vocabulary(plan: build.Plan) -> Tokenizer:
+    """The model's own tokenizer, or letters for a model that has none.
+
+    Raises:
+      TokenizerError: the checkpoint's cannot be read.
+    """
+    if plan.path is None:
+        return Blank(plan.config.vocab)
+    from tpuinfer.tokenizer.load import load_tokenizer
+
+    return load_tokenizer(plan.path)
+
+
+def _plan(
+    chosen: Settings, random_weights: str | None, cache_dir: Path | None, progress: Progress
+) -> tuple[build.Plan, Mapping[str, Any]]:
+    """The plan, and the config.json it follows from."""
+    engine, mesh, dtype = chosen.engine(), chosen.mesh, chosen.dtype
+    if random_weights:
+        hf_config = sizes.find(random_weights)
+        config = registry.read_config(hf_config)
+        rules = load_rules(chosen.rules) if chosen.rules else None
+        return build.plan_of(config, mesh=mesh, rules=rules, dtype=dtype, engine=engine), hf_config
+    plan = build.make_plan(
+        chosen.model,
+        mesh=mesh,
+        rules=chosen.rules,
+        dtype=dtype,
+        engine=engine,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+    assert plan.path is not None
+    return plan, checkpoint_load.read_config(plan.path)
+
+
+def _ring_bytes(plan: build.Plan) -> float:
+    """Keys and values of one token in one layer, over all devices, copies counted."""
+    layout, config = plan.layout, plan.config
+    itemsize = jax.numpy.dtype(plan.rings[0][0].dtype).itemsize
+    copies = layout.mesh.size / (layout.shards("batch") * layout.shards("kv_heads"))
+    return 2 * config.kv_heads * config.head_dim * itemsize * copies

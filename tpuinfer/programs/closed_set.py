@@ -1,0 +1,93 @@
+"""Which programs an engine runs, in all its life: known before the first of them is compiled."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tpuinfer.models.blueprint import abstract_params
+from tpuinfer.models.llama import Llama
+from tpuinfer.platform import PlatformSettings
+from tpuinfer.programs.compile import ProgramSpec
+from tpuinfer.programs.decode import make_decode
+from tpuinfer.programs.prefill import abstract_input, make_prefill
+from tpuinfer.programs.state import DecodeState, shaped
+from tpuinfer.sharding.rules import Layout
+
+
+def prefill_name(rows: int, bucket: int) -> str:
+    """The program that prefills `rows` prompts per data shard, `bucket` tokens wide."""
+    return f"prefill_{rows}x{bucket}"
+
+
+def decode_name(rows: int | None = None) -> str:
+    """The program that decodes `rows` slots per data shard; None = all slots."""
+    return "decode" if rows is None else f"decode_{rows}"
+
+
+def prefill_shapes(
+    settings: PlatformSettings, buckets: tuple[int, ...], per_shard: int
+) -> Mapping[int, tuple[int, ...]]:
+    """Bucket -> how many rows per data shard its programs take, ascending; 1 is always there.
+
+    More than one row where they fit `prefill_tokens` and there are that many slots.
+    """
+    return {
+        width: tuple(
+            rows
+            for rows in settings.prefill_rows
+            if rows == 1 or (rows <= per_shard and rows * width <= settings.prefill_tokens)
+        )
+        for width in buckets
+    }
+
+
+def narrow_rows(settings: PlatformSettings, per_shard: int) -> tuple[int, ...]:
+    """Rows per data shard of the narrow decodes: those that save at least half of the full one."""
+    return tuple(rows for rows in settings.narrow_rows if 2 * rows <= per_shard)
+
+
+def program_specs(
+    blueprint: Llama,
+    layout: Layout,
+    state: DecodeState,
+    *,
+    settings: PlatformSettings,
+    dtype: str,
+    buckets: tuple[int, ...],
+) -> list[ProgramSpec]:
+    """Every program: prefill from the widest on, then decode; those that others check come later.
+
+    Works on abstract values alone: `state` holds ShapeDtypeStructs, and no device is needed.
+    """
+    params = abstract_params(blueprint, layout, dtype)
+    whole = NamedSharding(layout.mesh, PartitionSpec())
+    out_shardings = (jax.tree.map(lambda x: x.sharding, state), whole)
+    shards, slots, stops = layout.shards("batch"), state.token.shape[0], state.stops.shape[1]
+    common: dict[str, Any] = {
+        "block": settings.block,
+        "min_rows": settings.min_rows,
+        "dtype": jnp.dtype(dtype),
+    }
+
+    def spec(name: str, function: Any, *given: Any) -> ProgramSpec:
+        host = jax.tree.map(lambda x: shaped(x.shape, x.dtype, whole), given)
+        return ProgramSpec(name, function, (params, state, *host), out_shardings)
+
+    prefill = make_prefill(blueprint, layout, **common)
+    shapes = prefill_shapes(settings, buckets, slots // shards)
+    sizes = [(rows, width) for width in buckets for rows in shapes[width]]
+    specs = [
+        spec(prefill_name(rows, width), prefill, abstract_input(rows * shards, width, stops))
+        for rows, width in sorted(sizes, key=lambda size: (size[0], -size[1]))
+    ]
+    n, active = shaped((), jnp.int32), shaped((slots,), bool)
+    decode = make_decode(blueprint, layout, steps=settings.steps, **common)
+    specs.append(spec(decode_name(), decode, n, active))
+    for rows in narrow_rows(settings, slots // shards):
+        narrow = make_decode(blueprint, layout, steps=settings.steps, narrow=True, **common)
+        named = shaped((rows * shards,), jnp.int32)
+        specs.append(spec(decode_name(rows), narrow, n, active, named))
+    return specs
