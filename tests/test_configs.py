@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tpuinfer.checkpoint import catalogue
-from tpuinfer.config import EngineConfig, load_settings
+from tpuinfer.config import load_settings
 from tpuinfer.sharding.mesh import DATA, parse_mesh
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,8 +19,8 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_fits_together(path):
     settings = load_settings(path, {})
-    engine = EngineConfig.parse(settings.slots, settings.context)
-    assert engine.slots % dict(parse_mesh(settings.mesh).axes)[DATA] == 0
+    shards = dict(parse_mesh(settings.mesh).axes)[DATA]
+    assert all(one.slots % shards == 0 for one in settings.engine().classes)
     assert settings.model in catalogue.entries() or "/" in settings.model
 
 

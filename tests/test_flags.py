@@ -16,36 +16,20 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    made = Terminal()
-    monkeypatch.setattr(sys, "stderr", made)
-    return made
+def shown(stream, monkeypatch):
+    """What the bars write when stderr is this stream."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        patch.setenv("TERM", "xterm")
+        with flags.Bars() as progress:
+            progress("compiling", 1, 2)
+            progress("compiling", 2, 2)
+    return stream.getvalue()
 
 
-def show():
-    with flags.Bars() as progress:
-        progress("compiling", 1, 2)
-        progress("compiling", 2, 2)
-
-
-def test_a_terminal_gets_bars(terminal):
-    show()
-    assert "compiling" in terminal.getvalue()
-
-
-def test_a_file_gets_none(monkeypatch):
-    made = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", made)
-    show()
-    assert made.getvalue() == ""
-
-
-def test_without_rich_there_are_no_bars_and_no_error(terminal, monkeypatch):
-    monkeypatch.setitem(sys.modules, "rich.progress", None)
-    show()
-    assert terminal.getvalue() == ""
+def test_a_terminal_gets_bars_and_a_file_none(monkeypatch):
+    assert "compiling" in shown(Terminal(), monkeypatch)
+    assert shown(io.StringIO(), monkeypatch) == ""
 
 
 @pytest.mark.parametrize(("words", "choices"), [([], ()), (["prefill"], CHOICES)])

@@ -115,7 +115,7 @@ def test_help_lists_the_shared_flags_too(door, names):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("[engine]\nslotz = 3", ("'slotz'", "context, slots")),
+        ("[engine]\nslotz = 3", ("'slotz'", "context, context_policy")),
         ("[modle]\n", ("[modle] is not known",)),
         ("[engine]\ncontext = 'long'", ("context is 'long'", "an integer")),
         ("[engine]\nslots = 3\n[mesh]\nmesh = '4x2'", ("slots is 3", "data=4", "slots 4")),

@@ -34,6 +34,28 @@ def test_buckets_and_blocks_fit_each_other(platform, devices):
 )
 def test_chunk_and_block_shrink_with_the_context(context, chunk, block):
     settings = PlatformSettings(chunk=512, block=128, smallest_bucket=32)
-    small = for_context(settings, context)
+    small = for_context(settings, context, context)
     assert (small.chunk, small.block) == (chunk, block)
     assert small.smallest_bucket == 32
+
+
+def test_the_longest_class_sets_the_chunk_and_the_shortest_the_block():
+    settings = PlatformSettings(chunk=512, block=128, smallest_bucket=32)
+    small = for_context(settings, 40, 200)
+    assert (small.chunk, small.block) == (256, 64)
+
+
+@pytest.mark.parametrize(
+    ("longest", "chunk"), [(16, 16), (63, 32), (64, 64), (65, 64), (9999, 512)]
+)
+def test_a_ring_that_rolls_holds_a_chunk_whole(longest, chunk):
+    settings = PlatformSettings(chunk=512, block=128, smallest_bucket=32)
+    assert for_context(settings, 16, longest, rolls=True).chunk == chunk <= longest
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_a_prompt_of_its_own_always_has_a_program(platform):
+    for devices in (1, 8):
+        rows = platform_settings(platform, devices).prefill_rows
+        assert rows[0] == 1
+        assert list(rows) == sorted(set(rows))

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from tpuinfer.config import CONTEXT_POLICIES, DTYPES, EngineConfig, Settings, load_settings
 from tpuinfer.errors import ConfigError, TpuinferError
@@ -133,37 +135,22 @@ class Bars:
     """Progress bars on a terminal's stderr; nothing elsewhere. Use as a context manager."""
 
     def __init__(self) -> None:
-        self._bars = _progress_bars()
-        self._tasks: dict[str, Any] = {}
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Watch:
-        if self._bars:
-            self._bars.start()
+        self._bars.start()
         return self._show
 
     def __exit__(self, *_: object) -> None:
-        if self._bars:
-            self._bars.stop()
+        self._bars.stop()
 
     def _show(self, label: str, done: int, total: int) -> None:
-        if not self._bars:
-            return
         if label not in self._tasks:
             self._tasks[label] = self._bars.add_task(label, total=total)
         self._bars.update(self._tasks[label], completed=done, total=total)
-
-
-def _progress_bars() -> Any:
-    """A rich.progress.Progress; None where nobody looks, or without rich."""
-    if not sys.stderr.isatty():
-        return None
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-    except ImportError:
-        return None
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True))
 
 
 def run(main: Callable[..., None], choices: Sequence[str] = ()) -> None:

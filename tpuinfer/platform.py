@@ -3,7 +3,8 @@
 The CPU column comes from measurements (BUILD_NOTES.md): bf16 dots need at least four rows to take
 the fast path and to give every row the same bits, a bf16 ring is converted whole at each write,
 more than one step per dispatch gains nothing, a chunk of 256 is as fast per token as one of 512,
-and every program costs a second at each start, compiled or not.
+every program costs a second at each start, compiled or not, and the library that has the fast dots
+must not have the reductions, whose bits change with the number of rows.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ class PlatformSettings:
       prefill_tokens: padded tokens per data shard that a prefill of several prompts may have.
       narrow_rows: rows per data shard of further decode programs, for when few slots are live.
       block: ring columns that attention reads at a time; ring lengths are multiples of it.
+      compiler_options: XLA's, for every program.
       default_context: ring length when nobody says one (and the model allows it).
     """
 
@@ -39,6 +41,7 @@ class PlatformSettings:
     narrow_rows: tuple[int, ...] = ()
     block: int = 512
     default_context: int = 2048
+    compiler_options: tuple[tuple[str, str], ...] = ()
 
 
 _CPU = PlatformSettings(
@@ -51,6 +54,9 @@ _CPU = PlatformSettings(
     prefill_tokens=256,
     narrow_rows=(4,),
     block=128,
+    compiler_options=(
+        ("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"),
+    ),
 )
 
 _SIMULATED = dataclasses.replace(

@@ -1,5 +1,6 @@
 """Rows, the table, and JSON."""
 
+import dataclasses
 import json
 
 import pytest
@@ -44,6 +45,11 @@ def test_the_table_says_what_it_ran_on_and_lines_up():
     for column, cell in (("median", "50.0"), ("of bound", "0.20"), ("peer", "100")):
         assert head.index(column) == body.index(cell)
     assert lines[-1] == "note"
+
+
+def test_a_peer_has_a_line_of_its_own():
+    report = dataclasses.replace(made(), model={"name": "tiny", "peer": {"torch": "2"}})
+    assert render(report).splitlines()[3] == "peer  torch 2"
 
 
 def test_json_holds_plain_values():

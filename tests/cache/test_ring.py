@@ -1,4 +1,4 @@
-"""Writing to rings against a Python list, and prefill and decode against dense attention."""
+"""Writing to rings against a Python list, and one call over one ring against dense attention."""
 
 import dataclasses
 import functools
@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpuinfer.cache import ring as ring_module
-from tpuinfer.cache.ring import Ring, RingAttention, Rows
+from tpuinfer.cache.ring import Ring, RingAttention, Rows, horizons
+from tpuinfer.ops import attention as attention_ops
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
 from tpuinfer.sharding.rules import ShardingRules, resolve
 
@@ -24,10 +25,11 @@ def rows(slot, start, length):
     return Rows(*(np.array(values, np.int32) for values in (slot, start, length)))
 
 
-def empty():
+def empty(sinks=0):
     """Rings that say of every column that nobody wrote it."""
     shape = (SLOTS, KV, LENGTH, HEAD)
-    return Ring(np.full(shape, -1, np.float32), np.full(shape, -1, np.float32))
+    blank = np.full(shape, -1, np.float32)
+    return Ring(blank, blank, LENGTH - sinks if sinks else None, sinks)
 
 
 def marks(where, width):
@@ -37,6 +39,15 @@ def marks(where, width):
     mark = 10_000 * (where.slot[:, None, None] + 1) + 1000 * head + positions[:, None, :]
     keys = np.repeat(mark[..., None], HEAD, axis=-1).astype(np.float32)
     return keys, -keys
+
+
+def assert_holds(ring, held):
+    """`held` [SLOTS][LENGTH] says which position each column has, -1 for none."""
+    held = np.array(held)[:, None, :]
+    of_slot, of_head = 10_000 * np.arange(1, SLOTS + 1), 1000 * np.arange(KV)
+    mark = np.where(held < 0, 1, of_slot[:, None, None] + of_head[None, :, None] + held)[..., None]
+    np.testing.assert_array_equal(ring.keys, np.where(mark == 1, -1, mark).repeat(HEAD, -1))
+    np.testing.assert_array_equal(ring.values, np.where(mark == 1, -1, -mark).repeat(HEAD, -1))
 
 
 calls = st.lists(
@@ -50,23 +61,40 @@ calls = st.lists(
 )
 
 
-@given(calls=calls)
+@given(calls=calls, sinks=st.sampled_from([0, 1, 3]))
 @settings(derandomize=True, deadline=None, max_examples=60)
-def test_writes_by_a_list(calls):
+def test_writes_by_a_list(calls, sinks):
     """Two rows a call, up to 3 tokens each, anywhere, over the end of the ring and around it."""
     held = [[-1] * LENGTH for _ in range(SLOTS)]
-    ring = empty()
+    around = LENGTH - sinks
+    ring = empty(sinks)
     for slots, starts, lengths in calls:
         where = rows(slots[:2], starts, lengths)
         ring = write(ring, *marks(where, 3), where)
         for slot, start, length in zip(slots, starts, lengths, strict=False):
-            for position in range(start, start + length):
-                held[slot][position % LENGTH] = position
-    held = np.array(held)[:, None, :]
-    of_slot, of_head = 10_000 * np.arange(1, SLOTS + 1), 1000 * np.arange(KV)
-    mark = np.where(held < 0, 1, of_slot[:, None, None] + of_head[None, :, None] + held)[..., None]
-    np.testing.assert_array_equal(ring.keys, np.where(mark == 1, -1, mark).repeat(HEAD, -1))
-    np.testing.assert_array_equal(ring.values, -mark.repeat(HEAD, -1))
+            for p in range(start, start + length):
+                held[slot][p if p < sinks else sinks + (p - sinks) % around] = p
+    assert_holds(ring, held)
+
+
+@given(sizes=st.lists(st.integers(0, 12), min_size=1, max_size=6), sinks=st.sampled_from([0, 1, 4]))
+@settings(derandomize=True, deadline=None, max_examples=60)
+def test_a_ring_holds_the_newest_tokens_and_the_sinks_where_it_says(sizes, sinks):
+    """Chunk after chunk, some longer than the ring: no column is written twice, or by padding."""
+    ring, tokens, columns = empty(sinks), [], np.arange(LENGTH, dtype=np.int32)
+    for size in sizes:
+        where = rows([2], [len(tokens)], [size])
+        ring = write(ring, *marks(where, 12), where)
+        tokens += range(len(tokens), len(tokens) + size)
+    newest = np.array([len(tokens) - 1], np.int32)
+    (held,) = np.maximum(attention_ops.ring_positions(newest, columns, LENGTH, sinks), -1).tolist()
+    wanted = {*tokens[:sinks], *tokens[-(LENGTH - sinks) :]}
+    assert sorted(p for p in held if p >= 0) == sorted(wanted)
+    for column, position in enumerate(held):
+        if position >= 0:
+            at = attention_ops.ring_column(np.array([position]), LENGTH, sinks)
+            assert at.tolist() == [column]
+    assert_holds(ring, [[-1] * LENGTH] * 2 + [held] + [[-1] * LENGTH])
 
 
 def test_idle_rows_and_padding_write_nothing():
@@ -85,12 +113,36 @@ def test_positions_by_hand():
     assert where.positions(3).tolist() == [[5, 6, 7], [0, 1, 2]]
 
 
+def test_sinks_are_seen_from_the_end_of_the_rows_own_ring():
+    """A layer whose window is no longer than a ring has no sinks there, and no say."""
+
+    def layer(*classes):
+        arrays = (np.zeros((count, 1, 1, 1)) for count, _, _ in classes)
+        return tuple(
+            Ring(array, array, window, sinks)
+            for array, (_, window, sinks) in zip(arrays, classes, strict=True)
+        )
+
+    slot = np.arange(3, dtype=np.int32)
+    layers = (layer((4, 12, 4), (2, 20, 0)), layer((4, 12, 4), (2, 36, 4)))
+    for order in (layers, layers[::-1]):
+        assert horizons(order, slot, 2).tolist() == [15, 15, 39]
+    assert horizons(layers, slot, 1).tolist() == [15, 15, 15]
+    assert horizons((layer((4, None, 0), (2, 20, 0)),), slot, 2) is None
+
+
 @functools.cache
-def attention(mesh, identity, block=4):
+def attention(mesh, mode, block=4):
     sizes = {"batch": SLOTS, "heads": HEADS, "kv_heads": KV}
     layout = resolve(ShardingRules(), build_mesh(parse_mesh(mesh)), sizes)
-    attend = RingAttention(layout, block, identity)
-    return jax.jit(lambda *arrays: attend(*arrays))
+    attend = RingAttention(layout, block, mode)
+
+    @jax.jit
+    def run(q, k, v, ring, where):
+        out, (ring,) = attend(q, k, v, (ring,), where)
+        return out, ring
+
+    return run
 
 
 def random_case(where, width, seed=0):
@@ -128,7 +180,7 @@ def test_prefill_sees_the_old_ring_and_then_overwrites_it(mesh, start, length):
     where = rows([1, 0], [start, 2], [length, 3])
     q, k, v, old = random_case(where, 3)
     own = [1, 2] if mesh == "2x4" else [1, 0]
-    out, new = attention(mesh, False)(q, k, v, old, where)
+    out, new = attention(mesh, "prefill")(q, k, v, old, where)
     expected = Ring(old.keys.copy(), old.values.copy())
     for row, slot in enumerate(own):
         first = int(where.start[row])
@@ -151,7 +203,7 @@ def test_decode_writes_and_sees_a_window_of_the_ring(mesh):
     """Rows below, at and beyond the end of the ring; the third is idle."""
     where = rows([0, 1, 0, 1] if mesh == "2x4" else [0, 1, 2, 3], [0, 7, 3, 21], [1, 1, 0, 1])
     q, k, v, old = random_case(where, 1, seed=3)
-    out, new = attention(mesh, True)(q, k, v, old, where)
+    out, new = attention(mesh, "decode")(q, k, v, old, where)
     expected = Ring(old.keys.copy(), old.values.copy())
     for slot in (0, 1, 3):
         position = int(where.start[slot])
@@ -169,25 +221,25 @@ def test_rows_added_to_reach_a_minimum_change_nothing():
     where = rows([0, 1, 2, 3, 0, 0], [0, 7, 3, 21, 0, 0], [1, 1, 1, 1, 0, 0])
     q, k, v, old = random_case(where, 1, seed=4)
     q[SLOTS:] = k[SLOTS:] = v[SLOTS:] = np.nan
-    padded, ring = attention("1", True)(q, k, v, old, where)
+    padded, ring = attention("1", "decode")(q, k, v, old, where)
     few = jax.tree.map(lambda x: x[:SLOTS], where)
-    out, plain = attention("1", True)(q[:SLOTS], k[:SLOTS], v[:SLOTS], old, few)
+    out, plain = attention("1", "decode")(q[:SLOTS], k[:SLOTS], v[:SLOTS], old, few)
     np.testing.assert_array_equal(padded[:SLOTS], out)
     np.testing.assert_array_equal(padded[SLOTS:], 0)
     np.testing.assert_array_equal(ring.keys, plain.keys)
 
 
-@pytest.mark.parametrize("identity", [False, True])
-def test_what_a_former_tenant_left_does_not_matter(identity):
+@pytest.mark.parametrize("mode", ["prefill", "decode", "narrow"])
+def test_what_a_former_tenant_left_does_not_matter(mode):
     """A slot opened at position 0 over NaN gives the bits it gives over zeros."""
-    where = rows([2, 0], [0, 0], [3, 3]) if not identity else rows(range(4), [0] * 4, [1] * 4)
-    q, k, v, old = random_case(where, 1 if identity else 3)
+    where = rows([2, 0], [0, 0], [1, 1]) if mode != "decode" else rows(range(4), [0] * 4, [1] * 4)
+    q, k, v, old = random_case(where, 3 if mode == "prefill" else 1)
     results = []
     for junk in (0, np.nan):
         stale = dataclasses.replace(
             old, keys=np.full_like(old.keys, junk), values=np.full_like(old.values, junk)
         )
-        results.append(attention("1", identity)(q, k, v, stale, where)[0])
+        results.append(attention("1", mode)(q, k, v, stale, where)[0])
     np.testing.assert_array_equal(*results)
     assert np.isfinite(results[0]).all()
 
@@ -197,6 +249,6 @@ def test_a_ring_of_another_dtype_keeps_its_own():
     where = rows(range(4), [2] * 4, [1] * 4)
     q, k, v, old = random_case(where, 1)
     half = (jnp.asarray(array, jnp.bfloat16) for array in (q, k, v))
-    out, new = attention("1", True)(*half, old, where)
+    out, new = attention("1", "decode")(*half, old, where)
     assert out.dtype == jnp.bfloat16
     assert new.keys.dtype == new.values.dtype == jnp.float32

@@ -1,5 +1,6 @@
 """From a model's name to a plan, and what is refused before a weight is read."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -10,6 +11,9 @@ from tpuinfer import LLM, SamplingParams
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine import build
 from tpuinfer.errors import CheckpointError, ConfigError, RequestError
+from tpuinfer.platform import PlatformSettings
+from tpuinfer.programs.slots import SlotLayout
+from tpuinfer.testing.tiny import TINY
 
 
 @pytest.fixture(scope="module")
@@ -18,15 +22,72 @@ def gguf(tmp_path_factory):
 
 
 def test_a_plan_says_what_runs_and_how_large(gguf, tmp_path):
-    plan = build.make_plan(gguf, engine=EngineConfig(3, 100), cache_dir=tmp_path)
+    plan = build.make_plan(gguf, engine=EngineConfig.parse(3, 100), cache_dir=tmp_path)
     assert plan.path.is_relative_to(tmp_path)
     assert (plan.dtype, plan.context) == ("bfloat16", 100)
     assert len(plan.rings) == plan.config.layers == 2
-    (ring,) = set(plan.rings)
+    ((ring,),) = set(plan.rings)
     assert (ring.slots, ring.length, ring.dtype) == (3, 128, "float32")
     rows = {row.name: row for row in plan.placements()}
     keys = rows["layers.*.ring.keys"]
     assert (keys.count, keys.bytes_per_device) == (2, 2 * 3 * 2 * 128 * ring.head_dim * 4)
+
+
+SMALL = PlatformSettings(chunk=64, smallest_bucket=16, block=16, steps=2)
+
+
+def planned(windows=(), mesh="1", **fields):
+    config = dataclasses.replace(TINY, windows=windows)
+    return build.plan_of(config, mesh=mesh, engine=EngineConfig.parse(**fields), settings=SMALL)
+
+
+def test_rings_of_each_layer_and_class_by_hand():
+    """(slots, length, window, sinks): in whole blocks of 16; classes ascend, however written."""
+
+    def shapes(**fields):
+        return [
+            [(ring.slots, ring.length, ring.window, ring.sinks) for ring in classes]
+            for classes in planned((0, 40), slots="2x100,4x32", **fields).rings
+        ]
+
+    assert shapes() == [
+        [(4, 32, None, 0), (2, 112, None, 0)],
+        [(4, 32, None, 0), (2, 48, 40, 0)],
+    ]
+    assert shapes(context_policy="roll", sinks=3) == [
+        [(4, 32, 29, 3), (2, 112, 97, 3)],
+        [(4, 32, None, 0), (2, 48, 40, 0)],  # no sinks in one class and not in the other
+    ]
+
+
+def test_a_plan_numbers_its_slots():
+    plan = planned(slots="4x32,2x100", mesh="2x4")
+    assert plan.slots == SlotLayout((4, 2), (32, 100), 2)
+    assert (plan.context, plan.rolls) == (100, False)
+    assert planned(slots="4x32", context_policy="roll").rolls
+
+
+def test_chunks_fit_the_longest_class_and_a_ring_that_rolls_holds_them():
+    assert planned(slots="1x17,1x50").buckets == (16, 32, 64)
+    assert planned(slots="1x17,1x50", context_policy="roll").buckets == (16, 32)
+
+
+def test_placements_name_the_class():
+    names = {row.name for row in planned(slots="4x32,2x100").placements()}
+    assert {"layers.*.ring_32.keys", "layers.*.ring_112.values"} <= names
+    assert not any(".ring." in name for name in names)
+
+
+def test_sinks_beyond_a_quarter_of_the_shortest_ring_are_refused():
+    planned(slots="1x16,1x64", context_policy="roll", sinks=4)
+    planned(slots="1x16", sinks=5)
+    with pytest.raises(ConfigError, match=r"sinks is 5, of a context of 16: .*; nearest: 4$"):
+        planned(slots="1x16,1x64", context_policy="roll", sinks=5)
+
+
+def test_a_class_that_does_not_divide_over_the_mesh_is_refused():
+    with pytest.raises(ConfigError, match="class of 3 slots does not divide over 2 data shards"):
+        planned(slots="3x16,3x32", mesh="2x4")
 
 
 def test_a_simulated_mesh_has_one_prefill_width(gguf, tmp_path):
@@ -36,7 +97,7 @@ def test_a_simulated_mesh_has_one_prefill_width(gguf, tmp_path):
 
 def test_the_context_is_the_models_unless_it_is_longer_than_the_platforms(gguf, tmp_path):
     assert build.make_plan(gguf, cache_dir=tmp_path).context == tiny_model.CONTEXT
-    longer = EngineConfig(1, tiny_model.CONTEXT + 1)
+    longer = EngineConfig.parse(1, tiny_model.CONTEXT + 1)
     with pytest.raises(ConfigError, match=f"nearest: {tiny_model.CONTEXT}"):
         build.make_plan(gguf, engine=longer, cache_dir=tmp_path)
 
@@ -55,7 +116,7 @@ def test_the_cache_folder_reaches_conversion_and_compilation(gguf, tmp_path, mon
 
     def load(plan, *, max_waiting, cache_dir, progress):
         seen.update(path=plan.path, cache_dir=cache_dir)
-        return SimpleNamespace(plan=plan, tokenizer=None, engine=None)
+        return SimpleNamespace(plan=plan, tokenizer=None, engine=None, runner=None)
 
     monkeypatch.setattr(build, "load", load)
     LLM(gguf, cache_dir=str(tmp_path))

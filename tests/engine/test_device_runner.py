@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from windowed import rolls, stops
 
-from tpuinfer.engine.request import MAX_STOP_IDS, SamplingParams
+from tpuinfer.engine.request import MAX_STOP_IDS, TOP_LOGPROBS, SamplingParams
+from tpuinfer.engine.warmup import WarmUp
+from tpuinfer.programs.slots import SlotLayout
 from tpuinfer.testing.drive import GREEDY, run, works
 from tpuinfer.testing.tiny import TINY, tiny
 
@@ -27,10 +30,22 @@ def sharded():
 
 
 def test_what_it_says_of_itself(runner, sharded):
-    assert (runner.slots, runner.shards, runner.capacity) == (4, 1, 64)
-    assert (runner.chunk, runner.buckets) == (16, (4, 16))
-    assert (sharded.slots, sharded.shards, sharded.chunk) == (4, 2, 16)
-    assert runner.programs.keys() == {"decode", "prefill_4", "prefill_16"}
+    assert runner.layout == SlotLayout((4,), (48,), 1)
+    assert (runner.chunk, runner.buckets, runner.rolls) == (16, (8, 16), False)
+    assert sharded.layout == SlotLayout((4,), (48,), 2)
+    assert (sharded.chunk, sharded.buckets) == (16, (16,))
+    assert runner.programs.keys() == {"decode", "prefill_1x8", "prefill_1x16"}
+    assert runner.prefill_rows == {8: 1, 16: 1}
+    assert [entry.name for entry in runner.manifest] == list(runner.programs)
+    assert runner.recompiles == 0
+
+
+def test_what_it_says_of_ring_classes_and_rows():
+    model = rolls()
+    runner = model.runner(programs=model.specs)
+    assert runner.layout == SlotLayout((6, 8), (32, 80), 1)
+    assert runner.rolls
+    assert runner.prefill_rows == {64: 4}
 
 
 def test_results_lie_in_the_columns_of_their_slots(sharded):
@@ -88,6 +103,58 @@ def test_logprobs_come_only_where_they_are_asked_for(runner):
     assert not any(quiet.logprobs)
 
 
+def test_the_most_likely_tokens_come_only_where_they_are_asked_for(runner):
+    """And are not even sent when nobody asks."""
+    top = SamplingParams(temperature=0, logprobs=3)
+    (asks,) = works(runner, PROMPT, slot=0, params=top)
+    (only_own,) = works(runner, PROMPT, slot=1, params=GREEDY)
+    quiet = [runner.prefill([only_own]).result(), runner.decode(1, [1]).result()]
+    assert all(result.top_ids is result.top_logprobs is None for result in quiet)
+    loud = [runner.prefill([asks]).result()]
+    runner.prefill([only_own])
+    loud += [runner.decode(1, [0, 1]).result()]
+    for result in loud:
+        ids, logprobs = result.top_ids[0], result.top_logprobs[0]
+        assert ids.shape == logprobs.shape == (4, TOP_LOGPROBS)
+        assert ids[0, 0] == result.tokens[0, 0]
+        assert logprobs[0, 0] == result.logprobs[0, 0]
+        assert (np.diff(logprobs[0, :3]) <= 0).all()
+        assert len({*ids[0, :3].tolist()} - {-1}) == 3
+        assert (ids[0, 3:] == -1).all()
+        assert (ids[1:] == -1).all()
+    assert runner.decode(1, [1]).result().top_ids is None
+    (again,) = works(runner, PROMPT, slot=0, params=GREEDY)
+    assert runner.prefill([again]).result().top_ids is None
+    assert runner.decode(1, [0]).result().top_ids is None
+
+
+def test_a_prompt_that_goes_on_sends_no_most_likely_tokens_yet(runner):
+    first, last = works(runner, OTHER, params=SamplingParams(temperature=0, logprobs=1))
+    assert runner.prefill([first]).result().top_ids is None
+    assert runner.prefill([last]).result().top_ids is not None
+
+
+def test_the_fewest_rows_that_suffice_run(monkeypatch):
+    runner = stops().runner()
+    used = []
+    dispatch = runner._dispatch
+    monkeypatch.setattr(
+        runner, "_dispatch", lambda name, *given: (used.append(name), dispatch(name, *given))[1]
+    )
+    chunks = [works(runner, PROMPT, slot=slot)[0] for slot in (0, 3, 6, 8, 13)]
+    for count in (1, 2, 4):
+        runner.prefill(chunks[:count])
+    runner.prefill(chunks[4:])
+    for active in ([13], [0, 3, 6, 13], [0, 3, 6, 8, 13], []):
+        runner.decode(1, active)
+    prefills = ["prefill_1x64", "prefill_4x64", "prefill_4x64", "prefill_1x64"]
+    assert used == [*prefills, "decode_4", "decode_4", "decode", "decode_4"]
+    with pytest.raises(AssertionError, match="5 works on one data shard: at most 4"):
+        runner.prefill(chunks)
+    with pytest.raises(AssertionError, match="2 works on one data shard: at most 1"):
+        runner.prefill(chunks[:2], 1)
+
+
 def test_as_many_stop_ids_as_are_allowed(runner):
     (free,) = run(runner, works(runner, PROMPT))
     others = [token for token in range(TINY.vocab) if token not in free.tokens]
@@ -100,15 +167,15 @@ def test_as_many_stop_ids_as_are_allowed(runner):
 def test_misuse_is_refused_before_it_is_dispatched(runner, sharded):
     (work,) = works(runner, PROMPT)
     same_shard = [*works(sharded, PROMPT, slot=0), *works(sharded, PROMPT, slot=1)]
-    with pytest.raises(AssertionError, match="two works on data shard 0"):
+    with pytest.raises(AssertionError, match="2 works on one data shard: at most 1"):
         sharded.prefill(same_shard)
-    other = dataclasses.replace(works(sharded, PROMPT, slot=2)[0], bucket=4)
+    other = dataclasses.replace(works(sharded, PROMPT, slot=2)[0], bucket=8)
     with pytest.raises(AssertionError, match="different buckets"):
         sharded.prefill([same_shard[0], other])
     for broken in (
         {"tokens": ()},
         {"tokens": range(17)},
-        {"start": 59},
+        {"start": 43},
         {"stop_ids": tuple(range(MAX_STOP_IDS + 1))},
     ):
         with pytest.raises(AssertionError):
@@ -116,22 +183,6 @@ def test_misuse_is_refused_before_it_is_dispatched(runner, sharded):
     for steps in (0, 5):
         with pytest.raises(AssertionError, match=f"{steps} steps asked, compiled for 4"):
             runner.decode(steps, [0])
-
-
-def test_a_program_that_is_added_has_run_and_leaves_every_slot_dead():
-    model = tiny(TINY)
-    runner = model.runner(programs={})
-    assert runner.programs == {}
-    for name in ("prefill_16", "prefill_4"):
-        runner.add(model.programs[name])
-        assert runner._state.live.tolist() == [True, False, False, False]
-        assert int(runner._state.position[0]) == 1
-    runner.add(model.programs["decode"])
-    assert int(runner._state.position[0]) == 2
-    assert not runner._state.live.any()
-    assert runner.programs == model.programs
-    fresh, used = (run(one, works(one, PROMPT, limit=5)) for one in (model.runner(), runner))
-    assert fresh == used
 
 
 @contextlib.contextmanager
@@ -161,8 +212,9 @@ def test_nothing_is_compiled_after_warm_up(mesh):
     """Prompts of every bucket, in every slot, greedy and sampled, all ends."""
     model = tiny(TINY) if mesh == "1" else tiny(TINY, mesh, buckets=(16,))
     runner = model.runner(programs={})
+    warm_up = WarmUp(runner, TINY.vocab)
     for program in model.programs.values():
-        runner.add(program)
+        warm_up.add(program)
     with compilations() as found:
         for slot, length in enumerate((1, 5, 9, 37)):
             params = GREEDY if slot % 2 else SamplingParams(temperature=0.7, top_k=3, seed=slot)

@@ -8,12 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpuinfer.ops import attention
 
 KV, GROUP, HEAD = 2, 3, 4
+
+
+@struct.dataclass
+class Ring:
+    """What attention needs of a ring."""
+
+    keys: jax.Array
+    values: jax.Array
+    window: int | None = struct.field(pytree_node=False)
+    sinks: int = struct.field(pytree_node=False)
 
 
 def dense(q, k, v, valid):
@@ -40,6 +51,8 @@ class Case:
     queries: np.ndarray
     slots: np.ndarray | None = None
     length: int = 16
+    window: int | None = None
+    sinks: int = 0
     block: int = 4
     seed: int = 0
 
@@ -55,32 +68,41 @@ class Case:
 
     def valid(self):
         """What each query may see, by a list of who wrote what: [R, T, L]."""
-        held = np.stack([written(int(newest), self.length) for newest in self.newest])[:, None]
-        return (held >= 0) & (held <= self.queries[:, :, None])
+        columns = [written(int(newest), self.length, self.sinks) for newest in self.newest]
+        held, at = np.stack(columns)[:, None], self.queries[:, :, None]
+        near = True if self.window is None else held > at - self.window
+        return (held >= 0) & (held <= at) & (near | (held < self.sinks))
 
-    def run(self, arrays=None):
+    def attend(self, arrays=None, sink_q=None):
         q, keys, values = arrays or self.arrays
-        seen = attend(q, (keys, values), self.slots, self.newest, self.queries, self.block)
-        return np.asarray(finish(seen))
+        ring = Ring(keys, values, self.window, self.sinks)
+        queries = attention.Queries(q, sink_q, self.queries)
+        return attend(queries, ring, self.slots, self.newest, self.block)
+
+    def run(self, arrays=None, sink_q=None):
+        return np.asarray(finish(self.attend(arrays, sink_q)))
 
 
 @functools.partial(jax.jit, static_argnames="block")
-def attend(q, ring, slots, newest, queries, block):
-    return attention.attend_ring(
-        attention.begin(q), q, ring, slots=slots, newest=newest, queries=queries, block=block
-    )
+def attend(queries, ring, slots, newest, block):
+    begun = attention.begin(queries.main)
+    return attention.attend_ring(begun, queries, ring, slots=slots, newest=newest, block=block)
 
 
-attend_chunk = jax.jit(attention.attend_chunk)
+@functools.partial(jax.jit, static_argnames="window")
+def attend_chunk(seen, q, k, v, length, window=None, sinks=None):
+    return attention.attend_chunk(seen, q, k, v, length, window=window, sinks=sinks)
+
+
 begin, finish = jax.jit(attention.begin), jax.jit(attention.finish)
-ring_positions = jax.jit(attention.ring_positions)
 
 
-def written(newest, length):
+def written(newest, length, sinks=0):
     """Which position each column holds after positions 0 .. newest were written in turn."""
     columns = [-1] * length
     for position in range(newest + 1):
-        columns[position % length] = position
+        turning = sinks + (position - sinks) % (length - sinks)
+        columns[position if position < sinks else turning] = position
     return np.array(columns)
 
 
@@ -96,16 +118,31 @@ VERIFY = Case(  # several queries that are in the ring already: each sees up to 
     newest=np.array([3, 9, 12, 30], np.int32),
     queries=np.array([[1, 2, 3], [7, 8, 9], [10, 11, 12], [28, 29, 30]], np.int32),
 )
-CASES = pytest.mark.parametrize("case", [DECODE, PREFILL, VERIFY], ids=["decode", "prefill", "k"])
+WINDOW = dataclasses.replace(DECODE, window=5)
+SINKS = dataclasses.replace(PREFILL, window=10, sinks=4)  # what they hold is seen at the rows' ends
+FEW = dataclasses.replace(  # fewer tokens than sinks, as many, one more, and a ring that is full
+    DECODE,
+    newest=np.array([1, 3, 4, 16], np.int32),
+    queries=np.array([[1], [3], [4], [16]], np.int32),
+    window=12,
+    sinks=4,
+)
+CASES = pytest.mark.parametrize(
+    "case",
+    [DECODE, PREFILL, VERIFY, WINDOW, SINKS, FEW],
+    ids=["decode", "prefill", "k", "window", "sinks", "few"],
+)
 
 
-@given(newest=st.integers(-1, 40), length=st.integers(1, 12))
+@given(newest=st.integers(-1, 40), length=st.sampled_from([5, 8, 12]), sinks=st.integers(0, 4))
 @settings(derandomize=True, deadline=None, max_examples=60)
-def test_a_column_holds_what_a_list_says(newest, length):
-    columns = np.arange(12, dtype=np.int32)
-    held = np.asarray(ring_positions(np.array([newest], np.int32), columns, length))[0, :length]
-    np.testing.assert_array_equal(np.maximum(held, -1), written(newest, length))
-    assert (held % length == columns[:length]).all()
+def test_a_column_holds_what_a_list_says(newest, length, sinks):
+    columns = np.arange(length, dtype=np.int32)
+    held = attention.ring_positions(np.array([newest], np.int32), columns, length, sinks)[0]
+    np.testing.assert_array_equal(np.maximum(held, -1), written(newest, length, sinks))
+    real = np.asarray(held)[np.asarray(held) >= 0]
+    found = attention.ring_column(real, length, sinks)
+    np.testing.assert_array_equal(found, columns[np.asarray(held) >= 0])
 
 
 @CASES
@@ -183,13 +220,51 @@ def test_within_a_chunk_by_a_dense_softmax():
     np.testing.assert_allclose(finish(seen), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [1, 3, 4, 5])
+def test_within_a_chunk_a_window_and_the_sinks(window):
+    """Rows of which all, some and none of the chunk's first tokens are sinks."""
+    width, lengths, sinks = 5, np.array([5, 4, 5], np.int32), np.array([2, 1, 0], np.int32)
+    q = normal(0, 3, KV, GROUP, width, HEAD)
+    k, v = (normal(seed, 3, KV, width, HEAD) for seed in (1, 2))
+    index = np.arange(width)
+    age = index[:, None] - index
+    causal = (age >= 0)[None] & (index < lengths[:, None])[:, None]
+    near, pinned = (age < window)[None], (index < sinks[:, None])[:, None]
+    for first, valid in ((None, causal & near), (sinks, causal & (near | pinned))):
+        result = finish(attend_chunk(begin(q), q, k, v, lengths, window, first))
+        expected = dense(q, k, v, valid)
+        real = index < lengths[:, None]  # what a padded query sees is nobody's affair
+        np.testing.assert_allclose(result[real], expected[real], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", [SINKS, FEW], ids=["sinks", "few"])
+def test_sinks_are_scored_by_queries_of_their_own(case):
+    """As if their keys were those that give these scores; they are written and below the query."""
+    q, keys, values = case.arrays
+    own, valid = normal(9, *q.shape), case.valid()
+    if case.slots is not None:
+        keys, values = keys[case.slots], values[case.slots]
+    first = np.arange(case.length) < case.sinks
+    rest = dense_parts(q, keys, values, valid & ~first)
+    pinned = dense_parts(own, keys, values, valid & first)
+    total = rest[1] + pinned[1]
+    expected = (rest[0] + pinned[0]) / np.where(total > 0, total, 1)
+    np.testing.assert_allclose(case.run(sink_q=own), expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(case.run() - expected).max() > 0.01
+
+
+def dense_parts(q, k, v, valid):
+    """Sums of weighted values and of weights, [R, T, K, G, H] and [R, T, K, G, 1]."""
+    scores = np.einsum("rkgth,rksh->rtkgs", q.astype(np.float64), k)
+    weights = np.where(valid[:, :, None, None], np.exp(scores), 0)
+    return np.einsum("rtkgs,rksh->rtkgh", weights, v), weights.sum(-1, keepdims=True)
+
+
 def test_ring_and_chunk_make_one_softmax():
     q, keys, values = PREFILL.arrays
     k, v = (normal(seed, 3, KV, 2, HEAD) for seed in (7, 8))
     length = np.array([2, 1, 2], np.int32)
-    case = PREFILL
-    seen = attend(q, (keys, values), case.slots, case.newest, case.queries, case.block)
-    result = finish(attend_chunk(seen, q, k, v, length))
+    result = finish(attend_chunk(PREFILL.attend(), q, k, v, length))
     causal = np.tril(np.ones((2, 2), bool))[None] & (np.arange(2) < length[:, None])[:, None]
     expected = dense(
         q,

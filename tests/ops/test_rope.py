@@ -36,6 +36,14 @@ def test_pairs_turn_like_complex_numbers():
     np.testing.assert_allclose(rotate(x, POSITIONS % 8), turned(x, POSITIONS % 8, THETA), atol=1e-6)
 
 
+def test_far_positions_keep_their_angle():
+    """A float32 product of a position in the millions would be off by a good part of a turn."""
+    x = np.random.default_rng(4).standard_normal((1, 4, 1, 8)).astype(np.float32)
+    far = np.array([[4095, 4096, 1_000_003, 50_000_000]], np.int32)
+    result = np.abs(rotate(x, far, 500_000.0) - turned(x, far, 500_000.0)).max(axis=(0, 2, 3))
+    np.testing.assert_array_less(result, [1e-3, 1e-3, 1e-3, 1e-2])
+
+
 def test_position_zero_changes_nothing():
     x = np.random.default_rng(1).standard_normal((1, 1, 3, 8)).astype(np.float32)
     np.testing.assert_array_equal(rotate(x, [[0]]), x)

@@ -13,6 +13,8 @@ from tpuinfer.ops import sampling
 from tpuinfer.ops.sampling import TOP
 
 V = 101
+RARE = 1e-7
+"""A token that weighs less, next to the most likely one, may round to a share of 0."""
 
 sample = jax.jit(sampling.sample)
 
@@ -67,9 +69,10 @@ def test_the_cuts_are_those_of_a_stable_sort(make):
         expected, clear = kept_by_sorting(logits[row], int(k[row]), float(p[row]), float(m[row]))
         if clear:
             clear_rows += 1
+            seen = np.exp(logits[row] - logits[row].max()) > RARE
             np.testing.assert_array_equal(
-                np.flatnonzero(result[row] & np.isfinite(logits[row])),
-                np.flatnonzero(expected & np.isfinite(logits[row])),
+                np.flatnonzero(result[row] & seen),
+                np.flatnonzero(expected & seen),
                 err_msg=f"row {row}: top_k {k[row]}, top_p {p[row]}, min_p {m[row]}",
             )
     assert clear_rows > 0.9 * count
@@ -92,7 +95,7 @@ def test_the_extremes_keep_the_most_likely_token():
 
 
 def test_a_row_is_cut_as_if_it_were_alone():
-    logits = np.asarray(in_bfloat16(3, 8), np.float32)
+    logits = np.asarray(in_bfloat16(3, 8), np.float32) / 4
     fields = {
         "top_k": np.array([0, 5, 0, 0, 9, 3, 0, 0]),
         "top_p": np.array([1, 1, 0.7, 1, 0.5, 1, 0.2, 1]),
@@ -122,7 +125,7 @@ def test_greedy_ties_go_to_the_lowest_id():
     assert (np.asarray(result.top_ids) == -1).all()
 
 
-@pytest.mark.parametrize("width", [1, 13, 64, 65, 4096, 4097, 49_152])
+@pytest.mark.parametrize("width", [1, 64, 65, 4097, 49_152])
 def test_greedy_is_argmax_at_every_width(width):
     logits = np.random.default_rng(width).integers(-9, 9, (8, width)).astype(np.float32)
     result = sample(logits, rows(8, temperature=0.0), np.zeros(8, np.int32))
@@ -212,7 +215,7 @@ def test_a_row_is_the_same_in_every_company():
 def test_a_row_is_the_same_in_a_batch_of_any_size(count):
     """A prefill of few rows and a narrow decode must agree with the full one."""
     logits, settings, positions = varied(16)
-    given = (np.tile(logits, (1, 50)), settings, positions)  # 5050 tokens, each 50 times
+    given = (np.tile(logits, (1, 486)), settings, positions)  # 49,086 tokens, each 486 times
     expected = sample(jnp.asarray(given[0]), *given[1:])
     for start in range(0, 16, count):
         part = jax.tree.map(lambda x, start=start: x[start : start + count], given)
@@ -220,6 +223,17 @@ def test_a_row_is_the_same_in_a_batch_of_any_size(count):
             jax.tree.leaves(sample(*part)), jax.tree.leaves(expected), strict=True
         ):
             np.testing.assert_array_equal(one, other[start : start + count])
+
+
+def test_the_whole_of_a_row_has_the_same_bits_in_a_batch_of_any_size():
+    """A sum of the compiler's own does not: the log-probabilities would show it now and then."""
+    total = jax.jit(sampling._sum)
+    weights = np.exp(np.random.default_rng(0).normal(-8, 4, (16, 49_152))).astype(np.float32)
+    expected = np.asarray(total(weights))
+    np.testing.assert_allclose(expected, weights.astype(np.float64).sum(axis=1), rtol=1e-6)
+    for count in (1, 2, 4, 8):
+        parts = [total(weights[start : start + count]) for start in range(0, 16, count)]
+        np.testing.assert_array_equal(np.concatenate(parts), expected)
 
 
 def log_softmax(logits):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpuinfer.cache.ring import Ring, RingAttention, Rows
+from tpuinfer.cache.spec import RingSpec
 from tpuinfer.checkpoint.load import load_params
 from tpuinfer.engine.build import Plan
 from tpuinfer.models import registry
@@ -30,16 +31,14 @@ class Scorer:
     def _run(self, params, rings, tokens, start, length):
         model = bind(self._blueprint, params)
         layout, dtype = self._plan.layout, jnp.dtype(self._plan.dtype)
-        attend = RingAttention(layout, self._plan.settings.block, identity=False)
+        attend = RingAttention(layout, self._plan.settings.block, "prefill")
         rows = Rows(jnp.zeros(1, jnp.int32), start, length)
         x, rings = model.hidden(tokens, rings, rows, attend, layout, dtype)
         return rings, x
 
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> NDArray[np.float32]:
         """[len(positions), V]: the logits after ids[: position + 1], for each position."""
-        spec = self._plan.rings[0]
-        empty = jnp.zeros((1, *spec.shape[1:]), spec.dtype)
-        rings = tuple(Ring(empty, empty) for _ in self._plan.rings)
+        rings = tuple((_empty(spec),) for (spec,) in self._plan.rings)
         hidden = []
         for start in range(0, len(ids), CHUNK):
             part = np.zeros((1, CHUNK), np.int32)
@@ -51,3 +50,9 @@ class Scorer:
         rows = jnp.asarray(np.concatenate(hidden)[list(positions)])
         model = bind(self._blueprint, self._params)
         return np.asarray(model.logits(rows, self._plan.layout))
+
+
+def _empty(spec: RingSpec) -> Ring:
+    """A ring for one slot."""
+    zeros = jnp.zeros((1, *spec.shape[1:]), spec.dtype)
+    return Ring(zeros, zeros, spec.window, spec.sinks)

@@ -1,5 +1,7 @@
 """Prompts are cut by their length alone, into what is compiled."""
 
+import inspect
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,6 +38,24 @@ def test_chunks_cover_the_prompt_and_only_the_tail_is_short(
     assert all((one.size, one.bucket) == (chunk, chunk) for one in full)
     assert tail.start + tail.size == length
     assert tail.bucket == min(width for width in buckets if width >= tail.size)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(lengths=st.lists(st.integers(1, 600), min_size=2, max_size=8), chunk=st.integers(1, 100))
+def test_prompts_of_any_length_share_their_full_chunks(lengths: list[int], chunk: int) -> None:
+    """A longer prompt goes on where a shorter one had its tail, whatever was cut in between."""
+    buckets = default_buckets(chunk, max(1, chunk // 4))
+    first = [cut(length, chunk, buckets) for length in lengths]
+    longest = max(first, key=len)
+    for chunks in first:
+        assert chunks[:-1] == longest[: len(chunks) - 1]
+    again = [cut(length, chunk, buckets) for length in reversed(lengths)]
+    assert again[::-1] == first
+
+
+def test_nothing_else_can_enter() -> None:
+    """No load, no slot, no request: a prompt's length and what is compiled."""
+    assert [*inspect.signature(cut).parameters] == ["length", "chunk", "buckets"]
 
 
 @pytest.mark.parametrize(

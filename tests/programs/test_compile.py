@@ -11,80 +11,84 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from ring_copies import ring_copies
 from toy import toy, toy_spec
+from windowed import rolls, stops
 
 from tpuinfer.cache import ring as ring_module
-from tpuinfer.cache.ring import Ring, RingAttention, Rows
+from tpuinfer.cache.ring import RingAttention, Rows
 from tpuinfer.programs.compile import compile_programs, use_compilation_cache
 from tpuinfer.programs.state import shaped, zeros
 from tpuinfer.testing.tiny import TINY, tiny
 
+MODELS = {
+    "1": lambda: tiny(TINY),
+    "2x4": lambda: tiny(TINY, "2x4", buckets=(16,)),
+    "1 windows": stops,
+    "1 sinks": rolls,
+    "2x4 sinks": lambda: rolls("2x4"),
+}
+"""Plain ones, and those with windows, two ring classes, narrow decode and rows that share one."""
+
+NAMES = {
+    "1": ["prefill_1x16", "prefill_1x8", "decode"],
+    "2x4": ["prefill_1x16", "decode"],
+    "1 windows": ["prefill_1x64", "prefill_4x64", "decode", "decode_4"],
+    "1 sinks": ["prefill_1x64", "prefill_4x64", "decode", "decode_4"],
+    "2x4 sinks": ["prefill_1x64", "prefill_4x64", "decode", "decode_2"],
+}
 PROGRAMS = pytest.mark.parametrize(
-    ("mesh", "name"),
-    [
-        ("1", "decode"),
-        ("1", "prefill_16"),
-        ("1", "prefill_4"),
-        ("2x4", "decode"),
-        ("2x4", "prefill_16"),
-    ],
+    ("model", "name"), [(model, name) for model, names in NAMES.items() for name in names]
 )
 
 
-def on_mesh(mesh):
-    return tiny(TINY) if mesh == "1" else tiny(TINY, mesh, buckets=(16,))
+def local_size(array):
+    return math.prod(array.sharding.shard_shape(array.shape))
 
 
-def local_shape(array):
-    return array.sharding.shard_shape(array.shape)
+def local_rings(model):
+    """Elements of one device's part of each array of a ring."""
+    return [local_size(array) for array in jax.tree.leaves(model.state.rings)]
 
 
-def local_ring(model):
-    """Elements of one device's part of one ring."""
-    return math.prod(local_shape(model.state.rings[0].keys))
-
-
-def test_nothing_else_is_as_large_as_a_ring():
+@pytest.mark.parametrize("model", MODELS)
+def test_nothing_else_is_as_large_as_a_ring(model):
     """Else `ring_copies` could take another array for one."""
-    for model in map(on_mesh, ("1", "2x4")):
-        sizes = {math.prod(local_shape(weight)) for weight in model.params.values()}
-        assert local_ring(model) not in sizes
+    model = MODELS[model]()
+    sizes = {local_size(weight) for weight in model.params.values()}
+    assert not sizes & set(local_rings(model))
 
 
 @PROGRAMS
-def test_no_ring_is_copied(mesh, name):
-    model = on_mesh(mesh)
-    assert ring_copies(model.programs[name].call.as_text(), local_ring(model)) == []
+def test_no_ring_is_copied(model, name):
+    model = MODELS[model]()
+    hlo = model.programs[name].call.as_text()
+    assert [copy for size in set(local_rings(model)) for copy in ring_copies(hlo, size)] == []
 
 
 @PROGRAMS
-def test_the_state_is_updated_in_place(mesh, name):
+def test_the_state_is_updated_in_place(model, name):
     """All of it is donated, and the program's output lies where its input lay."""
-    model = on_mesh(mesh)
-    leaves = jax.tree.leaves(model.state)
-    size = sum(math.prod(local_shape(leaf)) * leaf.dtype.itemsize for leaf in leaves)
-    rings = 2 * len(model.state.rings) * local_ring(model) * 4
-    assert model.programs[name].call.memory_analysis().alias_size_in_bytes >= size > rings
-    assert model.programs[name].entry.temp_bytes < rings
+    model = MODELS[model]()
+    size = sum(local_size(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.state))
+    assert model.programs[name].entry.alias_bytes >= size > 4 * sum(local_rings(model))
 
 
 @functools.cache
 def attention_hlo(donate, patched):
     """One layer's prefill attention alone, compiled: as it is, or without the read dependency."""
-    model = on_mesh("1")
-    attend = RingAttention(model.layout, 8, identity=False)
+    model = MODELS["1"]()
+    attend = RingAttention(model.layout, 8, "prefill")
     q, kv = (shaped((1, 4, heads, 8), jnp.float32) for heads in (TINY.heads, TINY.kv_heads))
     where = Rows(*[shaped((1,), jnp.int32)] * 3)
     run = jax.jit(lambda *arrays: attend(*arrays), donate_argnums=3 if donate else ())
     with pytest.MonkeyPatch.context() as patch:
         if patched:
             patch.setattr(ring_module, "_after", lambda read, slot: slot)
-        ring = model.state.rings[0]
-        return run.lower(q, kv, kv, Ring(ring.keys, ring.values), where).compile().as_text()
+        return run.lower(q, kv, kv, model.state.rings[0], where).compile().as_text()
 
 
 def test_copies_are_seen_where_they_are():
     """A ring that is not donated, and one written while its last read may be still to come."""
-    elements = local_ring(on_mesh("1"))
+    elements = local_rings(MODELS["1"]())[0]
     assert ring_copies(attention_hlo(True, False), elements) == []
     assert len(ring_copies(attention_hlo(False, False), elements)) == 2
     assert len(ring_copies(attention_hlo(True, True), elements)) >= 2
@@ -109,14 +113,14 @@ def test_the_reader_of_hlo_by_hand(line, found):
 
 
 def test_the_set_is_closed():
-    assert list(on_mesh("1").specs) == ["prefill_16", "prefill_4", "decode"]
-    assert on_mesh("1").programs.keys() == on_mesh("1").specs.keys()
-    for name, program in on_mesh("1").programs.items():
+    model = MODELS["1"]()
+    assert model.programs.keys() == model.specs.keys()
+    for name, program in model.programs.items():
         assert program.name == name
 
 
 def test_other_shapes_are_refused_not_compiled():
-    model = on_mesh("1")
+    model = MODELS["1"]()
     decode = model.programs["decode"].call
     state, active = zeros(model.state), np.zeros(4, bool)
     with pytest.raises(TypeError, match="compiled"):

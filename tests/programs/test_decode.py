@@ -1,10 +1,12 @@
 """Decode: steps, ends, and slots that are dead, dropped or opened again."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tpuinfer.engine.request import SamplingParams
+from tpuinfer.ops.sampling import SamplingRows, sample
 from tpuinfer.programs.compile import compile_programs
 from tpuinfer.programs.state import zeros
 from tpuinfer.testing import reference
@@ -18,10 +20,8 @@ SAMPLED = SamplingParams(temperature=0.9, top_p=0.9, top_k=40, seed=11, logprobs
 def poisoned():
     """An idle state whose rings hold NaN, as a broken former tenant may leave them."""
     state = zeros(tiny(TINY).state)
-    nan = [
-        jax.tree.map(lambda x: jax.device_put(x * np.nan, x.sharding), ring) for ring in state.rings
-    ]
-    return state.replace(rings=tuple(nan))
+    nan = jax.tree.map(lambda x: jax.device_put(x * np.nan, x.sharding), state.rings)
+    return state.replace(rings=nan)
 
 
 def all_slots(runner, params=GREEDY, limit=9):
@@ -35,22 +35,32 @@ def test_greedy_tokens_and_logprobs_are_those_of_the_reference():
     model = tiny(TINY)
     runner = model.runner(poisoned())
     for prompt, answer in zip(PROMPTS, run(runner, *all_slots(runner)), strict=True):
-        tokens, logprobs = reference.greedy(TINY, model.weights, prompt, len(answer.tokens))
+        tokens, logprobs = reference.judge(TINY, model.weights, prompt, answer.tokens)
         assert answer.tokens == tokens
         np.testing.assert_allclose(answer.logprobs, logprobs, atol=1e-5)
 
 
 def test_the_noise_of_a_token_is_that_of_its_position():
-    """Key fold_in(fold_in(key(seed), choice), position), from the first token on: none twice."""
+    """What is drawn for position p of seed and choice is `uniforms`' for it, from the first on."""
     model = tiny(TINY)
     runner = model.runner()
     params, prompt = SamplingParams(temperature=0.8, seed=2**32 - 5), PROMPTS[3]
     (answer,) = run(runner, works(runner, prompt, params=params, choice=3, limit=12), steps=4)
-    logits = reference.logits(TINY, model.weights, prompt + answer.tokens)
-    own = jax.random.fold_in(jax.random.key(2**32 - 5), 3)
-    for position, token in enumerate(answer.tokens, len(prompt)):
-        noise = jax.random.gumbel(jax.random.fold_in(own, position), (TINY.vocab,))
-        assert token == np.argmax(logits[position - 1] / 0.8 + np.asarray(noise))
+    logits = reference.logits(TINY, model.weights, prompt + answer.tokens)[len(prompt) - 1 : -1]
+    one = np.ones(len(logits))
+    rows = SamplingRows(
+        temperature=np.float32(0.8 * one),
+        top_p=np.float32(one),
+        min_p=np.float32(0 * one),
+        top_k=np.int32(0 * one),
+        seed=np.uint32((2**32 - 5) * one),
+        choice=np.int32(3 * one),
+        logprobs=np.int32(-one),
+    )
+    positions = np.arange(len(prompt), len(prompt) + len(logits), dtype=np.int32)
+    assert answer.tokens == sample(jnp.asarray(logits, "float32"), rows, positions).tokens.tolist()
+    others = sample(jnp.asarray(logits, "float32"), rows, positions + 1).tokens.tolist()
+    assert answer.tokens != others
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -129,15 +139,16 @@ def test_a_call_with_nobody_changes_no_slot():
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, runner._state), before)
 
 
-@pytest.mark.parametrize("prompt_length", [1, 40, 62, 63])
+@pytest.mark.parametrize("prompt_length", [1, 40, 46, 47])
 def test_a_row_may_fill_its_ring(prompt_length):
     """Prompt and answer together take the whole context; the last token is right."""
     model = tiny(TINY)
     prompt = np.random.default_rng(2).integers(1, TINY.vocab, prompt_length).tolist()
     runner = model.runner(poisoned())
-    limit = model.capacity - prompt_length
+    limit = model.plan.slots.capacity - prompt_length
     (answer,) = run(runner, works(runner, prompt, slot=2, limit=limit), steps=4)
-    tokens, _ = reference.greedy(TINY, model.weights, prompt, limit)
+    tokens, _ = reference.judge(TINY, model.weights, prompt, answer.tokens)
+    assert len(tokens) == limit
     assert answer.tokens == tokens
 
 
@@ -146,7 +157,7 @@ def test_a_row_beyond_its_ring_sees_the_newest_columns():
     model = tiny(TINY)
     runner = model.runner()
     (answer,) = run(runner, works(runner, PROMPTS[0], limit=90), steps=4)
-    window = model.state.rings[0].keys.shape[2]
-    tokens, _ = reference.greedy(TINY, model.weights, PROMPTS[0], 90, window)
-    unbounded, _ = reference.greedy(TINY, model.weights, PROMPTS[0], 90)
+    ring = reference.Ring(model.plan.slots.capacity)
+    tokens, _ = reference.judge(TINY, model.weights, PROMPTS[0], answer.tokens, ring)
+    unbounded, _ = reference.judge(TINY, model.weights, PROMPTS[0], answer.tokens)
     assert answer.tokens == tokens != unbounded

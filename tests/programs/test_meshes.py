@@ -21,6 +21,7 @@ def test_greedy_tokens_are_those_of_the_reference(config, mesh):
     runner = model.runner()
     rows = [works(runner, prompt, slot=s, limit=LIMIT) for s, prompt in enumerate(PROMPTS)]
     for prompt, answer in zip(PROMPTS, run(runner, *rows, steps=4), strict=True):
-        tokens, logprobs = reference.greedy(config, model.weights, prompt, LIMIT)
+        tokens, logprobs = reference.judge(config, model.weights, prompt, answer.tokens)
+        assert len(tokens) == LIMIT
         assert answer.tokens == tokens
         assert answer.logprobs == pytest.approx(logprobs, abs=1e-5)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from tpuinfer.engine.request import MAX_STOP_IDS
+from tpuinfer.programs.closed_set import prefill_name
+from tpuinfer.programs.output import unpack
 from tpuinfer.programs.prefill import abstract_input
 from tpuinfer.programs.state import zeros
 from tpuinfer.testing import reference
@@ -20,7 +22,7 @@ def idle_input(rows, width):
         lambda x: np.zeros(x.shape, x.dtype), abstract_input(rows, width, MAX_STOP_IDS)
     )
     given.sampling.top_p[:] = 1
-    given.sampling.logprobs[:] = True
+    given.sampling.logprobs[:] = 0
     given.stops[:] = -1
     return given
 
@@ -51,10 +53,14 @@ def marked_state(model):
 
 
 def call(model, given, state=None):
-    program = model.programs[f"prefill_{given.tokens.shape[1]}"]
+    """The state after it, and the tokens [R] with their log-probabilities [R]."""
+    rows, width = given.tokens.shape
+    program = model.programs[prefill_name(rows // model.plan.slots.shards, width)]
     state = marked_state(model) if state is None else state
-    after, tokens, logprobs = program.call(model.params, state, given)
-    return jax.tree.map(np.asarray, after), np.asarray(tokens), np.asarray(logprobs)
+    after, out = program.call(model.params, state, given)
+    assert out.packed.shape == (1, rows, 2)
+    tokens, logprobs, _, _ = unpack(np.asarray(out.packed), None)
+    return jax.tree.map(np.asarray, after), tokens[0], logprobs[0]
 
 
 def first_token(prompt):
@@ -62,9 +68,9 @@ def first_token(prompt):
     return token, logprob
 
 
-@pytest.mark.parametrize("length", [1, 3, 4])
+@pytest.mark.parametrize("length", [1, 7, 8])
 def test_the_first_token_is_sampled_where_the_prompt_ends(length):
-    given = idle_input(1, 4)
+    given = idle_input(1, 8)
     fill(given, 0, PROMPT[:length], slot=2)
     _, tokens, logprobs = call(tiny(TINY), given)
     token, logprob = first_token(PROMPT[:length])
@@ -82,7 +88,7 @@ def test_a_prompt_that_goes_on_gives_no_token_and_does_not_decode():
 
 
 def test_what_a_slot_is_opened_with():
-    given = idle_input(1, 4)
+    given = idle_input(1, 8)
     fill(given, 0, PROMPT[:3], slot=2, limit=9, stop=123)
     given.sampling.temperature[0] = 0.25
     given.sampling.top_k[0] = 1
@@ -103,7 +109,7 @@ def test_what_a_slot_is_opened_with():
 @pytest.mark.parametrize(("limit", "stop"), [(1, -1), (5, "first token")])
 def test_a_first_token_may_be_the_last(limit, stop):
     token, _ = first_token(PROMPT[:4])
-    given = idle_input(1, 4)
+    given = idle_input(1, 8)
     fill(given, 0, PROMPT[:4], slot=1, limit=limit, stop=token if stop == "first token" else stop)
     state, tokens, _ = call(tiny(TINY), given)
     assert tokens.tolist() == [token]
@@ -114,7 +120,7 @@ def test_other_slots_and_columns_are_left_alone():
     given = idle_input(1, 16)
     fill(given, 0, PROMPT[:5], slot=2)
     state, _, _ = call(tiny(TINY), given)
-    for ring in state.rings:
+    for (ring,) in state.rings:
         for array in (ring.keys, ring.values):
             written = np.isfinite(array).all(axis=(1, 3))
             assert np.argwhere(written).tolist() == [[2, column] for column in range(5)]
@@ -122,7 +128,7 @@ def test_other_slots_and_columns_are_left_alone():
 
 
 def test_an_idle_call_changes_nothing():
-    given = idle_input(1, 4)
+    given = idle_input(1, 8)
     given.slot[0] = 2
     given.last[0] = True
     before = jax.tree.map(np.asarray, marked_state(tiny(TINY)))
@@ -156,7 +162,7 @@ def test_rows_of_two_shards_are_what_each_is_alone():
         lone, lone_tokens, lone_logprobs = singles[row]
         assert tokens[row] == lone_tokens[row]
         assert logprobs[row] == lone_logprobs[row] or tokens[row] == -1
-        for ring, other in zip(state.rings, lone.rings, strict=True):
+        for (ring,), (other,) in zip(state.rings, lone.rings, strict=True):
             np.testing.assert_array_equal(ring.keys[slot], other.keys[slot])
             np.testing.assert_array_equal(ring.values[slot], other.values[slot])
     assert tokens[0] == first_token(PROMPT[:9])[0]
@@ -169,11 +175,11 @@ def test_a_chunk_that_starts_later_reads_what_is_there():
     model = tiny(TINY)
     scores = []
     for opening in (PROMPT, PROMPT[::-1]):
-        first, second = idle_input(1, 16), idle_input(1, 4)
+        first, second = idle_input(1, 16), idle_input(1, 8)
         fill(first, 0, opening, slot=3, last=False)
         fill(second, 0, PROMPT[:2], slot=3, start=16)
         state = zeros(model.state)
-        state, _, _ = model.programs["prefill_16"].call(model.params, state, first)
+        state, _ = model.programs["prefill_1x16"].call(model.params, state, first)
         _, tokens, logprobs = call(model, second, state)
         expected, logprob = first_token(opening + PROMPT[:2])
         assert tokens.tolist() == [expected]
@@ -184,7 +190,7 @@ def test_a_chunk_that_starts_later_reads_what_is_there():
 
 def test_the_state_given_is_gone():
     model = tiny(TINY)
-    given = idle_input(1, 4)
+    given = idle_input(1, 8)
     state = marked_state(model)
     call(model, given, state)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(dataclasses.replace(state).rings))

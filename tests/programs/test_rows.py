@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpuinfer.programs.rows import pad_rows, unpad_rows
+from tpuinfer.ops.sampling import SamplingRows
+from tpuinfer.programs.rows import asking, pad_rows, unpad_rows
 
 
 def test_padding_by_hand():
@@ -29,3 +30,13 @@ def test_enough_rows_are_left_as_they_are():
     x = jnp.arange(8)
     assert pad_rows(x, 2, 4) is x
     assert unpad_rows(x, 2, 4) is x
+
+
+def test_rows_that_are_not_live_ask_for_nothing():
+    given = SamplingRows(
+        *(jnp.full(2, value) for value in (0.5, 0.9, 0.1, 3, 7, 1)), logprobs=jnp.array([0, 20])
+    )
+    found = asking(given, jnp.array([False, True]))
+    assert found.temperature.tolist() == [0, 0.5]
+    assert found.logprobs.tolist() == [-1, 20]
+    assert found.seed.tolist() == [7, 7]

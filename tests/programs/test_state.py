@@ -7,19 +7,26 @@ from tpuinfer.cache.spec import RingSpec
 from tpuinfer.programs.state import abstract_state, row_arrays, zeros
 from tpuinfer.testing.tiny import ODD, TINY, tiny
 
-RINGS = (RingSpec(4, 8, 16, 8, "float32"), RingSpec(4, 8, 64, 8, "bfloat16"))
+RINGS = (
+    (RingSpec(4, 8, 16, 8, "float32", 6), RingSpec(2, 8, 24, 8, "float32", 18, 2)),
+    (RingSpec(4, 8, 32, 8, "bfloat16"), RingSpec(2, 8, 64, 8, "bfloat16")),
+)
+"""Two layers in two classes of slots."""
 
 
 def test_shapes_by_hand():
     state = abstract_state(RINGS, tiny(TINY).layout, 5)
-    assert [ring.keys.shape for ring in state.rings] == [(4, 8, 16, 8), (4, 8, 64, 8)]
-    assert [str(ring.values.dtype) for ring in state.rings] == ["float32", "bfloat16"]
-    assert state.stops.shape == (4, 5)
+    for rings, specs in zip(state.rings, RINGS, strict=True):
+        for ring, spec in zip(rings, specs, strict=True):
+            assert ring.keys.shape == ring.values.shape == spec.shape
+            assert str(ring.keys.dtype) == str(ring.values.dtype) == spec.dtype
+            assert (ring.window, ring.sinks) == (spec.window, spec.sinks)
+    assert state.stops.shape == (6, 5)
     vectors = {
         (leaf.shape, str(leaf.dtype))
         for leaf in jax.tree.leaves((state.token, state.position, state.remaining, state.live))
     }
-    assert vectors == {((4,), "int32"), ((4,), "bool")}
+    assert vectors == {((6,), "int32"), ((6,), "bool")}
     assert state.sampling.seed.dtype == np.uint32
 
 
@@ -32,12 +39,12 @@ def test_row_arrays_are_one_row_each():
 def test_rings_are_cut_over_the_mesh_and_the_rest_is_whole():
     def parts(config, mesh):
         state = tiny(config, mesh).state
-        keys, token = state.rings[0].keys, state.token
+        keys, token = state.rings[0][0].keys, state.token
         return keys.sharding.shard_shape(keys.shape), token.sharding.shard_shape(token.shape)
 
-    assert parts(TINY, "2x4") == ((2, 2, 64, 8), (4,))
-    assert parts(TINY, "8") == ((4, 1, 64, 8), (4,))
-    assert parts(ODD, "2x4") == ((2, 1, 64, 8), (4,))
+    assert parts(TINY, "2x4") == ((2, 2, 48, 8), (4,))
+    assert parts(TINY, "8") == ((4, 1, 48, 8), (4,))
+    assert parts(ODD, "2x4") == ((2, 1, 48, 8), (4,))
 
 
 def test_it_begins_idle_and_in_its_place():

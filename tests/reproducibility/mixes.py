@@ -5,8 +5,9 @@ import functools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import jax
 import numpy as np
 
 from tpuinfer.engine.engine import Engine
@@ -14,11 +15,12 @@ from tpuinfer.engine.request import Delta, Request, SamplingParams
 from tpuinfer.engine.runner import Pending, PrefillWork, Runner
 from tpuinfer.programs.buckets import Chunk
 from tpuinfer.programs.compile import Program
+from tpuinfer.programs.state import DecodeState
 from tpuinfer.testing.fake import FakeTokenizer
 from tpuinfer.testing.tiny import Tiny
 
-LENGTHS = (1, 2, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 48, 60)
-"""Prompts around the edges of chunks of 16 with a bucket of 8, and of rings of 32."""
+LENGTHS = (1, 2, 3, 8, 15, 16, 17, 24, 31, 32, 33, 48, 49, 60)
+"""Prompts around the edges of chunks of 16 and 32, and of rings of 32."""
 
 LOGPROBS = (None, 0, 5, 20)
 
@@ -48,12 +50,14 @@ class Traffic:
       slots: where each request ran, by seed and choice; these are its name here.
       chunks: how its prompt was cut.
       prefills: prompts in each prefill. decodes: slots in each decode.
+      aborted: how many requests were, while they lived.
     """
 
     slots: dict[tuple[int, int], int] = field(default_factory=dict)
     chunks: dict[tuple[int, int], list[Chunk]] = field(default_factory=dict)
     prefills: list[int] = field(default_factory=list)
     decodes: list[int] = field(default_factory=list)
+    aborted: int = 0
 
 
 class Watched:
@@ -88,7 +92,7 @@ class Watched:
 
 
 def ask(
-    number: int, chance: random.Random, vocab: int, longest: int = 60, limit: int = 14
+    number: int, chance: random.Random, vocab: int, longest: int = 60, limit: int = 24
 ) -> Request:
     """Request r<number>, with a seed that no other has: of every length and kind in turn."""
     lengths = [length for length in LENGTHS if length <= longest]
@@ -134,10 +138,10 @@ def serve(
         chance.shuffle(waiting)
     deltas: dict[str, list[Delta]] = {one.request_id: [] for one in waiting}
     while waiting or engine.has_work:
-        while waiting and (chance is None or chance.random() < 0.7):
+        while waiting and (chance is None or chance.random() < 0.8):
             engine.add(waiting.pop(0))
         if chance and fated and chance.random() < 0.3:
-            engine.abort(chance.choice(fated))
+            watched.traffic.aborted += engine.abort(chance.choice(fated))
         for delta in engine.step():
             deltas[delta.request_id].append(delta)
     traffic = watched.traffic
@@ -160,25 +164,40 @@ def _record(deltas: list[Delta], chunks: list[Chunk]) -> Record:
 
 
 def differences(alone: Mapping[str, Record], mixed: Mapping[str, Record]) -> list[str]:
-    """What is not the same, in words; empty when every answer kept all its bits."""
+    """What is not the same, in words; empty when every answer kept all its bits.
+
+    Bytes are counted, not tokens: logprobs[4] is the second token's.
+    """
     found = []
     for name, one in alone.items():
         for part, mine, other in zip(Record._fields, one, mixed[name], strict=True):
             if mine != other:
-                at = next((i for i, (a, b) in enumerate(zip(mine, other)) if a != b), "the end")  # noqa: B905
-                found.append(f"{name}: its {part} differ from {at} on")
+                pairs = enumerate(zip(mine, other, strict=False))
+                at = next((index for index, (a, b) in pairs if a != b), "the end")
+                found.append(f"{name}: {part}[{at}] differs")
     return found
 
 
-def serve_alone(model: Tiny, requests: Sequence[Request]) -> tuple[dict[str, Record], Traffic]:
-    """Each request on a runner that nobody used before."""
+def serve_alone(
+    model: Tiny, requests: Sequence[Request], programs: Mapping[str, Program] | None = None
+) -> tuple[dict[str, Record], Traffic]:
+    """Each request on a runner that nobody used before; `programs` in place of the model's."""
     answers: dict[str, Record] = {}
     traffic = Traffic()
     for request in requests:
-        own, seen = serve(model.runner(), [request], tokenizer=tokenizer_of(model))
+        runner = model.runner(idle(model), programs)
+        own, seen = serve(runner, [request], tokenizer=tokenizer_of(model))
         answers |= own
         traffic.slots |= seen.slots
     return answers, traffic
+
+
+def idle(model: Tiny) -> DecodeState:
+    """A state of zeros, without compiling what makes it."""
+    zeros = jax.tree.map(
+        lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), model.state
+    )
+    return cast(DecodeState, zeros)
 
 
 def serve_mixed(
@@ -188,9 +207,11 @@ def serve_mixed(
     steps: int,
     chance: random.Random,
     doomed: Sequence[Request] = (),
+    programs: Mapping[str, Program] | None = None,
 ) -> tuple[dict[str, Record], Traffic]:
     """All on one runner, in any order; whatever is padding holds other tokens each time."""
-    runner = model.runner(programs=junk_in_padding(model.programs, chance.randrange(2**32)))
+    junked = junk_in_padding(programs or model.programs, chance.randrange(2**32))
+    runner = model.runner(idle(model), junked)
     return serve(
         runner,
         requests,

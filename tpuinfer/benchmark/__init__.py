@@ -10,6 +10,7 @@ offline   serve: a list of requests through an engine, end to end
 host      EchoRunner, host_round: the engine's own time, with the device's work faked
 peer_transformers   the same work by transformers on the same weights
 report    Row, Report: a table and JSON
+subject   prepare: weights, programs and limits, ready to be measured; vocabulary
 modes     decode, prefill, host, batch: what `python -m tpuinfer.bench` runs
 
 Ignorant of flags and of HTTP. Only `peer_transformers` knows torch, and only once it is asked for.

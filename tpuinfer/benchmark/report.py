@@ -106,6 +106,11 @@ def render(report: Report) -> str:
         f"{report.mode}  " + _pairs(report.model),
         "on  " + _pairs(report.machine),
         "with  " + _pairs(report.settings),
+        *(
+            f"{name}  " + _pairs(nested)
+            for name, nested in report.model.items()
+            if isinstance(nested, Mapping)
+        ),
         "",
         *_table(report.rows),
     ]
@@ -138,8 +143,9 @@ def number(value: float | None) -> str:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
+    """Names and values on one line; what is nested is left to a line of its own."""
     return ", ".join(
         f"{name.replace('_', ' ')} {number(value) if isinstance(value, float) else value}"
         for name, value in values.items()
-        if value is not None
+        if value is not None and not isinstance(value, Mapping)
     )

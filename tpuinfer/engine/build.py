@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 
@@ -29,8 +30,9 @@ from tpuinfer.sharding.mesh import build_mesh, parse_mesh
 from tpuinfer.sharding.report import Placement, place
 from tpuinfer.sharding.rules import Layout, ShardingRules, load_rules, resolve
 from tpuinfer.sharding.simulate import prepare_cpu_devices
-from tpuinfer.tokenizer.load import load_tokenizer
-from tpuinfer.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tpuinfer.tokenizer.tokenizer import Tokenizer
 
 Params = Mapping[str, jax.Array]
 
@@ -91,7 +93,7 @@ class Loaded:
     plan: Plan
     engine: Engine
     runner: DeviceRunner
-    tokenizer: Tokenizer
+    tokenizer: "Tokenizer"
 
 
 def make_plan(
@@ -178,6 +180,8 @@ def load(
       TokenizerError: the vocabulary is.
       MeshError: the device has not enough memory.
     """
+    from tpuinfer.tokenizer.load import load_tokenizer
+
     assert plan.path is not None, "a plan without a checkpoint: `start` takes the weights"
     tokenizer = load_tokenizer(plan.path)
     if tokenizer.vocab_size > plan.config.vocab:
@@ -244,11 +248,17 @@ def _rings(
     dtype: str,
     engine: EngineConfig,
 ) -> tuple[RingSpec, ...]:
-    """One layer's rings, one per class of slots."""
+    """One layer's rings, one per class of slots.
+
+    Sinks are summed apart from the other columns, so a layer has them in all classes or in none:
+    a row's bits must not depend on its class. Only rows of the longest class ever roll.
+    """
+    window = config.window(layer)
+    sees_all = window is None or window >= slots.capacity
+    rolls = engine.context_policy == "roll" and sees_all
     specs = []
     for count, capacity in zip(slots.counts, slots.capacities, strict=True):
-        rolls = engine.context_policy == "roll"
-        seen = view(capacity, config.window(layer), rolls=rolls, sinks=engine.sinks)
+        seen = view(capacity, window, rolls=rolls, sinks=engine.sinks)
         specs.append(
             RingSpec(
                 slots=count,

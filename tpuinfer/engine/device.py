@@ -122,7 +122,9 @@ class DeviceRunner:
             self._check(item, bucket)
             by_shard[self.layout.shard_of(item.slot)].append(item)
         need = max(map(len, by_shard))
-        rows = rows or min(one for one in self._prefills(bucket) if one >= need)
+        sizes = [rows] if rows else self._prefills(bucket)
+        rows = min((one for one in sizes if one >= need), default=0)
+        assert rows, f"{need} works on one data shard: at most {max(sizes)}"
         given = _idle_input(self.layout, rows, bucket)
         used: list[int] = []
         slots: list[int] = []

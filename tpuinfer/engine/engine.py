@@ -40,6 +40,10 @@ _NAP = 0.001
 """The longest sleep of a step, seconds: whoever calls meanwhile is kept waiting that long."""
 
 
+_MOST_POSITIONS = 2**31 - 1
+"""Positions are 32-bit integers on the device."""
+
+
 class Tokenizer(Protocol):
     """What the engine needs to know of a vocabulary."""
 
@@ -250,7 +254,7 @@ class Engine:
         """The most tokens a row may generate after a prompt of that many."""
         context = self.context
         if context is None:
-            return max_tokens or self.runner.layout.capacity
+            return min(max_tokens or self.runner.layout.capacity, _MOST_POSITIONS - prompt)
         return min(max_tokens or context, context - prompt)
 
     def _check_prompt(self, prompt: Sequence[int]) -> None:

@@ -16,6 +16,7 @@ from tpuinfer.engine.request import (
     SamplingParams,
 )
 from tpuinfer.errors import RequestError
+from tpuinfer.programs.manifest import Entry
 from tpuinfer.sharding.report import Placement
 from tpuinfer.sharding.rules import ShardingRules
 
@@ -91,6 +92,7 @@ class LLM:
         self.plan = loaded.plan
         self.tokenizer = loaded.tokenizer
         self._engine = loaded.engine
+        self._runner = loaded.runner
         self._ids = itertools.count()
 
     def generate(
@@ -169,6 +171,10 @@ class LLM:
     def sharding(self) -> list[Placement]:
         """Where each weight and ring lies on the mesh, and why."""
         return self.plan.placements()
+
+    def programs(self) -> list[Entry]:
+        """Every compiled program: what it is fixed to, and what it cost."""
+        return self._runner.manifest
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

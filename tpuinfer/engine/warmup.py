@@ -5,6 +5,7 @@ slots) are chosen by load, so they may only serve where they give a row the same
 do is the platform's affair; here it is tried, with the very programs and weights that will serve.
 """
 
+import dataclasses
 import logging
 import random
 
@@ -19,6 +20,9 @@ _EVERY_KIND = SamplingParams(
     temperature=1.0, top_p=0.9, top_k=50, min_p=0.01, logprobs=TOP_LOGPROBS
 )
 """Sampling that takes every branch of the programs."""
+
+_STEPS = 8
+"""Decode steps over which programs are compared: a difference of one bit is often rounded away."""
 
 _GREEDY = SamplingParams(temperature=0, logprobs=TOP_LOGPROBS)
 
@@ -46,28 +50,58 @@ class WarmUp:
             same = self._try_decode(int(size or 0))
         if not same:
             del runner.programs[name]
-            _log.info("program %s gives other bits than its narrower kin here: not used", name)
+            _log.info("program %s would change a row's bits on this platform: not used", name)
 
     def _try_prefill(self, rows: int, width: int) -> bool:
+        """Prompts of two chunks where the ring has room: the second one reads what the first wrote.
+
+        The last of the rows is compared with the program of one row.
+        """
         works = [self._work(slot, width) for slot in self._slots(rows)]
-        together = self._runner.prefill(works, rows).result()
         if rows == 1:
+            self._runner.prefill(works, rows).result()
             return True
-        return all(
-            _equal(self._runner.prefill([work], 1).result(), together, work.slot)
-            for work in (works[0], works[-1])
-        )
+        together = self._prefill_chunks(works, rows)
+        alone = self._prefill_chunks(works[-1:], 1)
+        return _equal(alone, together, works[-1].slot, works[-1].slot)
+
+    def _prefill_chunks(self, works: list[PrefillWork], rows: int) -> StepTokens:
+        """What prompts give: the tokens of their `works`, behind a chunk where there is room."""
+        runner, width = self._runner, works[0].bucket
+        if 2 * width + _STEPS < runner.layout.capacities[0]:
+            first = [
+                dataclasses.replace(work, tokens=[work.slot % self._vocab] * width, last=False)
+                for work in works
+            ]
+            runner.prefill(first, rows)
+            works = [dataclasses.replace(work, start=width) for work in works]
+        return runner.prefill(works, rows).result()
 
     def _try_decode(self, rows: int) -> bool:
-        """`rows` of 0 is the decode of all slots, against which the narrow ones are compared."""
-        width = self._runner.buckets[0]
-        works = [self._work(slot, width) for slot in self._slots(2 if rows else 1)]
-        answers = []
-        for program in sorted({rows, 0}, reverse=True):
-            for work in works:
-                self._runner.prefill([work], 1)
-            answers.append(self._runner.decode(1, self._slots(len(works)), program).result())
-        return all(_equal(answers[0], answers[-1], work.slot) for work in works)
+        """`rows` of 0 is the decode of all slots, against which the narrow ones are compared.
+
+        The same prompts decode in the last slots through the narrow program and in the first ones
+        through the other: no two of them share a slot, or a class of slots if there are several.
+        """
+        runner, width = self._runner, self._runner.buckets[0]
+        last = self._slots(rows or 1)
+        works = [self._work(slot, width) for slot in last]
+        if not rows:
+            runner.prefill(works, 1)
+            runner.decode(1, last, 0).result()
+            return True
+        twins = [dataclasses.replace(work, slot=slot) for slot, work in enumerate(works)]
+        for work in works:
+            runner.prefill([work], 1)
+        narrow = [runner.decode(1, last, rows).result() for _ in range(_STEPS)]
+        for work in twins:
+            runner.prefill([work], 1)
+        wide = [runner.decode(1, range(rows), 0).result() for _ in range(_STEPS)]
+        return all(
+            _equal(one, other, work.slot, twin.slot)
+            for one, other in zip(narrow, wide, strict=True)
+            for work, twin in zip(works, twins, strict=True)
+        )
 
     def _slots(self, count: int) -> list[int]:
         """Slots of the first data shard, the last ones: of the longest rings."""
@@ -75,16 +109,15 @@ class WarmUp:
         return list(range(max(last - count, 0), last))
 
     def _work(self, slot: int, width: int) -> PrefillWork:
-        capacity = self._runner.layout.capacity_of(slot)
-        room = width if self._runner.rolls else min(width, capacity - 2)
-        size = self._chance.randint(max(1, room // 2), room)
+        room = min(width, self._runner.layout.capacities[0] - _STEPS - 1)
+        size = self._chance.randint(max(1, room // 2), max(1, room))
         return PrefillWork(
             slot=slot,
             tokens=self._chance.choices(range(self._vocab), k=size),
             start=0,
             bucket=width,
             last=True,
-            limit=2,
+            limit=min(_STEPS, self._runner.layout.capacities[0] - size - 1) + 1,
             stop_ids=(),
             seed=slot,
             choice=0,
@@ -92,12 +125,12 @@ class WarmUp:
         )
 
 
-def _equal(one: StepTokens, other: StepTokens, slot: int) -> bool:
-    """Whether a slot has the same tokens and the same bits of all log-probabilities in both."""
+def _equal(one: StepTokens, other: StepTokens, slot: int, other_slot: int) -> bool:
+    """Whether two slots have the same tokens and the same bits of all log-probabilities."""
     assert one.top_logprobs is not None
     assert other.top_logprobs is not None
     return all(
-        a[:1, slot].tobytes() == b[:1, slot].tobytes()
+        a[:1, slot].tobytes() == b[:1, other_slot].tobytes()
         for a, b in (
             (one.tokens, other.tokens),
             (one.logprobs, other.logprobs),

@@ -5,13 +5,18 @@ independent: a row's token and log-probabilities do not depend on what its neigh
 the work done does. Ties go to the lowest id everywhere.
 
 Sampling works on weights, exp((logit - highest) / temperature) in float32: 1 for the most likely
-token, 0 for a token that is cut; tokens of equal weight tie. They are padded with zeros to a width
-W that 4096 divides, so that adding halves over and over gives the masses of W/64 blocks of 64
-tokens and of W/4096 groups of 64 blocks. A token is found without a cumulative sum over the
-vocabulary: one uniform picks the group by its mass, a second a block in it, a third the token.
+token, 0 for a token that is cut; tokens of equal weight tie. What is added up over the vocabulary
+are integers, 2**-30ths of the whole: exact, so the same in every order and for any number of rows.
 
 Cuts need no sort: the threshold is a float32 between 0 and 1, whose bits are found one by one, each
-with a sum of integers over [R, W]: of ones for top_k, of 2**-30ths of the whole for top_p.
+with a sum over [R, W]. Drawing needs no cumulative sum over the vocabulary: the weights are padded
+with zeros to a width W that divides into groups of 64 blocks of 64,
+
+    vocabulary   |b0|b1| ...  |b63|b64| ... |b127| ...
+    group        |       0        |      1       | ...
+    block        | 0  1  ...   63 | 0   ...   63 | ...
+
+and one uniform picks the group by its mass, a second a block in it, a third the token.
 """
 
 from collections.abc import Callable
@@ -27,7 +32,7 @@ _FAN = 64
 _WEIGHT_BITS = 30
 """1.0 is 0x3F800000: the two highest bits of a weight are 0, and its bits are in its order."""
 _WHOLE = 2.0**30
-"""Top_p adds weights up as integers, shares of the whole: exact, so the same in every order."""
+"""What all weights together come to as integers; rounding leaves room below 2**31."""
 
 
 @struct.dataclass
@@ -83,8 +88,8 @@ def sample(logits: jax.Array, rows: SamplingRows, positions: jax.Array) -> Sampl
     sampled = rows.temperature > 0
 
     def draw() -> jax.Array:
-        weights = cut(weigh(logits, highest, rows.temperature), rows)
-        drawn = _draw(weights, uniforms(rows, positions))
+        shares = cut(weigh(logits, highest, rows.temperature), rows)
+        drawn = _draw(shares, uniforms(rows, positions))
         return jnp.where(sampled & (drawn < V), drawn, greedy)
 
     tokens = jax.lax.cond(sampled.any(), draw, lambda: greedy)
@@ -129,24 +134,32 @@ def _fall(logits: jax.Array, highest: jax.Array) -> jax.Array:
 
 
 def cut(weights: jax.Array, rows: SamplingRows) -> jax.Array:
-    """Weights [R, W] after min_p, top_k and top_p: 0 for what they cut, at least one is left."""
+    """What min_p, top_k and top_p leave of `weights` [R, W], as shares: at least one is not 0.
+
+    Returns:
+      [R, W] int32; before top_p, the shares of a row come to about 2**30. What weighs less than
+      2**-31 of them all is lost: the uniforms are coarser than that.
+    """
     weights = jnp.where(weights >= rows.min_p[:, None], weights, 0.0)
 
     def top_k(weights: jax.Array) -> jax.Array:
-        cut_by_k = _reach(weights, jnp.ones_like(weights, jnp.int32), rows.top_k)
-        return jnp.where((rows.top_k > 0)[:, None], cut_by_k, weights)
-
-    def top_p(weights: jax.Array) -> jax.Array:
-        shares = jnp.round(weights * (_WHOLE / _sum(weights))[:, None]).astype(jnp.int32)
-        wanted = jnp.ceil(rows.top_p * _count(shares).astype(jnp.float32)).astype(jnp.int32)
-        return jnp.where((rows.top_p < 1)[:, None], _reach(weights, shares, wanted), weights)
+        kept = _reach(weights, jnp.ones_like(weights, jnp.int32), rows.top_k)
+        return jnp.where(kept | (rows.top_k <= 0)[:, None], weights, 0.0)
 
     weights = jax.lax.cond((rows.top_k > 0).any(), top_k, lambda weights: weights, weights)
-    return jax.lax.cond((rows.top_p < 1).any(), top_p, lambda weights: weights, weights)
+    scale = _WHOLE / jnp.maximum(_sum(weights), 1.0)
+    shares = jnp.round(weights * scale[:, None]).astype(jnp.int32)
+
+    def top_p(shares: jax.Array) -> jax.Array:
+        wanted = jnp.ceil(rows.top_p * _count(shares).astype(jnp.float32)).astype(jnp.int32)
+        kept = _reach(weights, shares, wanted)
+        return jnp.where(kept | (rows.top_p >= 1)[:, None], shares, 0)
+
+    return jax.lax.cond((rows.top_p < 1).any(), top_p, lambda shares: shares, shares)
 
 
 def _reach(weights: jax.Array, measure: jax.Array, wanted: jax.Array) -> jax.Array:
-    """The heaviest `weights` whose `measure` sums up to `wanted`; the others become 0.
+    """[R, W] bool: the heaviest `weights` whose `measure` sums up to `wanted`.
 
     Args:
       weights: [R, W] float32.
@@ -165,7 +178,7 @@ def _reach(weights: jax.Array, measure: jax.Array, wanted: jax.Array) -> jax.Arr
     missing = wanted - _count(jnp.where(weights > threshold, measure, 0))
     each = jnp.maximum(jnp.where(ties, measure, 0).max(axis=-1), 1)
     count = jnp.maximum((missing + each - 1) // each, 1)
-    return jnp.where((weights > threshold) | _first(ties, count), weights, 0.0)
+    return (weights > threshold) | _first(ties, count)
 
 
 def _first(ties: jax.Array, count: jax.Array) -> jax.Array:
@@ -202,25 +215,18 @@ def _count(x: jax.Array) -> jax.Array:
 
 
 def _sum(x: jax.Array) -> jax.Array:
-    """The sum over axis 1 of [R, n, ...] float32: [R, ...]."""
-    return _halve(x, 1)[:, 0]
-
-
-def _halve(x: jax.Array, width: int) -> jax.Array:
-    """[R, n, ...] to [R, width, ...]: column i takes i + width, i + 2 width, ... to itself.
+    """The sum over axis 1 of [R, W] float32.
 
     The order of the additions is written down here, so it is the same for any number of rows;
-    that of the compiler's own float32 sums is not. Nor does a sum in a fixed order ever fall when
-    an entry grows.
+    that of the compiler's own float32 sums is not.
 
-        0 1 2 3 4 5 6 7  ->  04 15 26 37  ->  0426 1537
+        0 1 2 3 4 5 6 7  ->  04 15 26 37  ->  0426 1537  ->  04261537
     """
-    while x.shape[1] > width:
-        if x.shape[1] % 2:
-            x = jnp.pad(x, ((0, 0), (0, 1)) + ((0, 0),) * (x.ndim - 2))
+    while x.shape[1] > 1:
+        x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2)))
         half = x.shape[1] // 2
         x = x[:, :half] + x[:, half:]
-    return x
+    return x[:, 0]
 
 
 def uniforms(rows: SamplingRows, positions: jax.Array) -> jax.Array:
@@ -234,32 +240,28 @@ def uniforms(rows: SamplingRows, positions: jax.Array) -> jax.Array:
     return (integers.astype(jnp.float32) + 0.5) * 2.0**-23
 
 
-def _draw(weights: jax.Array, numbers: jax.Array) -> jax.Array:
-    """An index [R] int32 with probability as its weight: group, block, and entry in turn."""
-    W = weights.shape[1]
-    blocks = _halve(weights, W // _FAN)
-    groups = _halve(blocks, W // _FAN**2)
-    group = pick(groups, numbers[:, 0])
-    block = group + W // _FAN**2 * pick(_members(blocks, group), numbers[:, 1])
-    return block + W // _FAN * pick(_members(weights, block), numbers[:, 2])
+def _draw(shares: jax.Array, numbers: jax.Array) -> jax.Array:
+    """An index [R] int32 with probability as its share: group, block, and entry in turn."""
+    R = shares.shape[0]
+    entries = shares.reshape(R, -1, _FAN)
+    blocks = entries.sum(axis=-1, dtype=jnp.int32).reshape(R, -1, _FAN)
+    group = pick(blocks.sum(axis=-1, dtype=jnp.int32), numbers[:, 0])
+    blocks = jnp.take_along_axis(blocks, group[:, None, None], axis=1)[:, 0]
+    block = group * _FAN + pick(blocks, numbers[:, 1])
+    entries = jnp.take_along_axis(entries, block[:, None, None], axis=1)[:, 0]
+    return block * _FAN + pick(entries, numbers[:, 2])
 
 
-def _members(masses: jax.Array, column: jax.Array) -> jax.Array:
-    """What `_halve` summed into `column` [R]: [R, _FAN] of `masses` [R, n]."""
-    masses = masses.reshape(masses.shape[0], _FAN, -1)
-    return jnp.take_along_axis(masses, column[:, None, None], axis=2)[:, :, 0]
+def pick(shares: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The index [R] int32 at which the running sum of `shares` [R, n] passes `uniform` of it all.
 
-
-def pick(masses: jax.Array, uniform: jax.Array) -> jax.Array:
-    """The index [R] int32 at which the running sum of `masses` [R, n] passes `uniform` of it all.
-
-    Each running sum is the sum of all n with the later ones put to 0, in one order for all: it
-    stays the same, to the bit, where a mass is 0, so no such index is ever picked. (A cumulative
-    sum may associate each prefix in its own way.) The last index stands in where all are 0.
+    The running sum stays as it is where a share is 0, so no such index is picked; the last index
+    stands in where all are 0.
     """
-    n = masses.shape[1]
+    n = shares.shape[1]
     until = jnp.triu(jnp.ones((n, n), bool))[None]
-    running = _sum(jnp.where(until, masses[:, :, None], 0.0))
+    running = jnp.where(until, shares[:, :, None], 0).sum(axis=1, dtype=jnp.int32)
+    running = running.astype(jnp.float32)
     passed = running <= uniform[:, None] * running[:, -1:]
     return jnp.minimum(passed.sum(axis=-1, dtype=jnp.int32), n - 1)
 

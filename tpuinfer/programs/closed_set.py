@@ -74,7 +74,8 @@ def program_specs(
 
     def spec(name: str, function: Any, *given: Any) -> ProgramSpec:
         host = jax.tree.map(lambda x: shaped(x.shape, x.dtype, whole), given)
-        return ProgramSpec(name, function, (params, state, *host), out_shardings)
+        arguments = (params, state, *host)
+        return ProgramSpec(name, function, arguments, out_shardings, settings.compiler_options)
 
     prefill = make_prefill(blueprint, layout, **common)
     shapes = prefill_shapes(settings, buckets, slots // shards)

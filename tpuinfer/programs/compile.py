@@ -29,12 +29,14 @@ class ProgramSpec:
 
     Attributes:
       arguments: params, then the state, which is donated, then what the host sends along.
+      options: XLA's own, where the platform wants some.
     """
 
     name: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     out_shardings: Any
+    options: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,12 @@ def use_compilation_cache(folder: Path) -> None:
 
 def lower(spec: ProgramSpec) -> Any:
     """Trace a program; its second argument, the state, is donated."""
-    jitted = jax.jit(spec.function, donate_argnums=1, out_shardings=spec.out_shardings)
+    jitted = jax.jit(
+        spec.function,
+        donate_argnums=1,
+        out_shardings=spec.out_shardings,
+        compiler_options=dict(spec.options) or None,
+    )
     return jitted.lower(*spec.arguments)
 
 

@@ -138,13 +138,14 @@ def tiny(
     config: ModelConfig = TINY,
     mesh: str = "1",
     *,
-    slots: str = "4x64",
+    slots: str = "4x48",
     dtype: str = "float32",
     steps: int = 4,
     buckets: tuple[int, ...] = BUCKETS,
     rows: tuple[int, ...] = (1,),
     narrow: tuple[int, ...] = (),
     sinks: int | None = None,
+    block: int = BLOCK,
 ) -> Tiny:
     """A tiny model laid out on a mesh, with the CPU's settings but small chunks and blocks.
 
@@ -153,8 +154,9 @@ def tiny(
       steps: the most decode steps in one dispatch. buckets: two at most; fewer compile sooner.
       rows, narrow: prompts per prefill, and rows of narrow decodes, per data shard.
       sinks: roll with that many sinks; None = stop at the end of the context.
+      block: ring columns read at a time. On a CPU sums over fewer than 16 depend on `rows`.
     """
-    return _build(config, mesh, slots, dtype, steps, buckets, rows, narrow, sinks)
+    return _build(config, mesh, slots, dtype, steps, buckets, rows, narrow, sinks, block)
 
 
 @functools.cache
@@ -168,6 +170,7 @@ def _build(
     rows: tuple[int, ...],
     narrow: tuple[int, ...],
     sinks: int | None,
+    block: int,
 ) -> Tiny:
     others: dict[str, Any] = {}
     if sinks is not None:
@@ -179,7 +182,7 @@ def _build(
         smallest_bucket=buckets[0],
         prefill_rows=rows,
         narrow_rows=narrow,
-        block=BLOCK,
+        block=block,
     )
     plan = plan_of(
         config,

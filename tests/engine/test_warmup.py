@@ -1,0 +1,105 @@
+"""Warm-up: every program runs once, and one whose bits differ from its kin's is not used."""
+
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import pytest
+from windowed import rolls, stops
+
+from tpuinfer.engine.warmup import WarmUp
+from tpuinfer.testing.drive import run, works
+from tpuinfer.testing.tiny import TINY, tiny
+
+
+def warmed(model, doctored=()):
+    """A runner that warmed up with the model's programs; `doctored` ones go in instead of some."""
+    runner = model.runner(programs={})
+    warm_up = WarmUp(runner, model.config.vocab)
+    for name, program in model.programs.items():
+        warm_up.add(dict(doctored).get(name, program))
+    return runner
+
+
+def other(program, change):
+    """The program with `change` made to what it puts out, on its way to the host."""
+
+    def call(*arguments):
+        state, out = program.call(*arguments)
+        return state, jax.tree.map(jax.numpy.asarray, change(jax.tree.map(np.array, out)))
+
+    return dataclasses.replace(program, call=call)
+
+
+def flip_logprobs(out):
+    """The last bit of each row's log-probability."""
+    out.packed[0, :, 1] ^= 1
+    return out
+
+
+def flip_last_row(out):
+    out.packed[0, -1, 1] ^= 1
+    return out
+
+
+def flip_top(out):
+    """The last bit of the last of the most likely tokens."""
+    out.top[0, :, 1, -1] ^= 1
+    return out
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: tiny(TINY), lambda: tiny(TINY, "2x4", buckets=(16,)), stops, lambda: rolls("2x4")],
+    ids=["plain", "2x4", "stops", "rolls 2x4"],
+)
+def test_programs_that_agree_all_serve(make):
+    model = make()
+    runner = warmed(model)
+    assert runner.programs == model.programs
+    assert int(runner._state.position.sum()) > 0
+    slots = model.plan.slots
+    answers = [
+        run(one, works(one, [3, 99, 7, 11, 2], slot=slots.slots - 1, limit=5))
+        for one in (model.runner(), runner)
+    ]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("name", ["prefill_4x64", "decode_4"])
+@pytest.mark.parametrize("change", [flip_logprobs, flip_top])
+def test_a_program_with_other_bits_is_dropped(name, change, caplog):
+    model = stops()
+    doctored = {name: other(model.programs[name], change)}
+    with caplog.at_level(logging.INFO, "tpuinfer.engine.warmup"):
+        runner = warmed(model, doctored)
+    assert runner.programs.keys() == model.programs.keys() - {name}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"program {name} would change a row's bits on this platform: not used"
+    ]
+    rows = [works(runner, [5, 8, 13], slot=slot, limit=3) for slot in (0, 13)]
+    assert len(run(runner, *rows)) == 2
+
+
+def test_the_last_row_of_a_prefill_is_tried_too():
+    model, name = stops(), "prefill_4x64"
+    runner = warmed(model, {name: other(model.programs[name], flip_last_row)})
+    assert name not in runner.programs
+
+
+def test_every_kind_of_sampling_runs():
+    """What only some requests ask for must not be new to the device when one does."""
+    model, seen = tiny(TINY, slots="2x48"), []
+    runner = model.runner(programs={})
+    prefill = runner.prefill
+
+    def watch(work, rows=None):
+        seen.extend(item.params for item in work)
+        return prefill(work, rows)
+
+    runner.prefill = watch
+    warm_up = WarmUp(runner, model.config.vocab)
+    for program in tiny(TINY, slots="2x48").programs.values():
+        warm_up.add(program)
+    assert any(params.temperature > 0 and params.top_p < 1 and params.logprobs for params in seen)

@@ -1,0 +1,88 @@
+"""Ways to break reproducibility, each by one line where the promise is kept.
+
+A mutation patches a function of tpuinfer; the programs that are compiled meanwhile have it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tpuinfer.cache import ring
+from tpuinfer.engine import engine
+from tpuinfer.engine.request import Request
+from tpuinfer.models import blocks
+from tpuinfer.ops import sampling
+from tpuinfer.programs.buckets import Chunk, cut
+from tpuinfer.programs.compile import Program, compile_programs
+from tpuinfer.testing.tiny import Tiny
+
+_write, _uniforms = ring.write, sampling.uniforms
+
+Mutation = Callable[[pytest.MonkeyPatch], None]
+
+
+def padding_writes(patch: pytest.MonkeyPatch) -> None:
+    """A chunk writes its whole width, real or not."""
+
+    def write(into: ring.Ring, k: jax.Array, v: jax.Array, rows: ring.Rows) -> ring.Ring:
+        length = jnp.where(rows.length > 0, k.shape[2], 0)
+        return _write(into, k, v, dataclasses.replace(rows, length=length))
+
+    patch.setattr(ring, "write", write)
+
+
+def idle_rows_write(patch: pytest.MonkeyPatch) -> None:
+    """A row with nothing to do writes all the same, into the slot that it happens to name."""
+
+    def write(into: ring.Ring, k: jax.Array, v: jax.Array, rows: ring.Rows) -> ring.Ring:
+        length = jnp.where(rows.length == 0, k.shape[2], rows.length)
+        return _write(into, k, v, dataclasses.replace(rows, length=length))
+
+    patch.setattr(ring, "write", write)
+
+
+def key_of_the_neighbour(patch: pytest.MonkeyPatch) -> None:
+    """A row draws with the seed, choice and position of the row before it."""
+
+    def uniforms(rows: sampling.SamplingRows, positions: jax.Array) -> jax.Array:
+        return jnp.roll(_uniforms(rows, positions), 1, axis=0)
+
+    patch.setattr(sampling, "uniforms", uniforms)
+
+
+def plain_sum(patch: pytest.MonkeyPatch) -> None:
+    """Sums over the model axis are left to the compiler's own all-reduce."""
+
+    def summed(partial: jax.Array, mesh_axis: str, mode: Any = None) -> jax.Array:
+        return jax.lax.psum(partial, mesh_axis)
+
+    patch.setattr(blocks, "reduce_model", summed)
+
+
+def chunks_by_load(patch: pytest.MonkeyPatch) -> None:
+    """While others wait, no prompt has a short tail: fewer kinds of chunks, fuller batches."""
+    add, waiting = engine.Engine.add, 0
+
+    def adding(self: engine.Engine, request: Request) -> None:
+        nonlocal waiting
+        waiting = self.metrics.waiting
+        add(self, request)
+
+    def by_load(length: int, chunk: int, buckets: Sequence[int]) -> tuple[Chunk, ...]:
+        return cut(length, chunk, buckets[-1:] if waiting else buckets)
+
+    patch.setattr(engine.Engine, "add", adding)
+    patch.setattr(engine, "cut", by_load)
+
+
+def mutated(model: Tiny, mutation: Mutation, *names: str) -> dict[str, Program]:
+    """The programs of a model, those of these names compiled anew with the mutation in them."""
+    with pytest.MonkeyPatch.context() as patch:
+        mutation(patch)
+        again = dataclasses.replace(model)  # nothing traced or compiled yet
+        kept = {} if {*names} == {*again.specs} else model.programs
+        return {**kept, **compile_programs([again.specs[name] for name in names])}
