@@ -97,6 +97,40 @@ def test_a_ring_holds_the_newest_tokens_and_the_sinks_where_it_says(sizes, sinks
     assert_holds(ring, [[-1] * LENGTH] * 2 + [held] + [[-1] * LENGTH])
 
 
+class Recorder:
+    """Stands for the array of a ring, and keeps where it is written."""
+
+    def __init__(self, shape):
+        self.shape = shape
+
+    def reshape(self, *_):
+        return self
+
+    @property
+    def at(self):
+        return self
+
+    def __getitem__(self, flat):
+        self.written = np.asarray(flat)[np.asarray(flat) < np.prod(self.shape[:3])]
+        return self
+
+    def set(self, new, mode):
+        assert mode == "drop"
+        return self
+
+
+@pytest.mark.parametrize(("sinks", "start"), [(0, 0), (0, 5), (3, 0), (3, 2), (3, 9)])
+def test_no_column_is_written_twice_in_one_call(sinks, start):
+    """Which of two tokens stays would be up to the device; that a CPU keeps the last is luck."""
+    keys, values = Recorder((SLOTS, KV, LENGTH, HEAD)), Recorder((SLOTS, KV, LENGTH, HEAD))
+    where = rows([2], [start], [12])
+    ring_module.write(Ring(keys, values, None, sinks), *marks(where, 12), where)
+    for array in (keys, values):
+        pinned = max(sinks - start, 0)
+        assert len(array.written) == KV * (LENGTH - sinks + pinned)
+        assert len(array.written) == len(np.unique(array.written))
+
+
 def test_idle_rows_and_padding_write_nothing():
     """Not even when they point at a slot that another row writes, or hold NaN."""
     where = rows([1, 1, 3], [6, 0, 2], [2, 0, 1])

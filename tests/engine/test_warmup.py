@@ -90,7 +90,7 @@ def test_the_last_row_of_a_prefill_is_tried_too():
 
 def test_every_kind_of_sampling_runs():
     """What only some requests ask for must not be new to the device when one does."""
-    model, seen = tiny(TINY, slots="2x48"), []
+    model, seen = tiny(TINY), []
     runner = model.runner(programs={})
     prefill = runner.prefill
 
@@ -100,6 +100,6 @@ def test_every_kind_of_sampling_runs():
 
     runner.prefill = watch
     warm_up = WarmUp(runner, model.config.vocab)
-    for program in tiny(TINY, slots="2x48").programs.values():
+    for program in model.programs.values():
         warm_up.add(program)
     assert any(params.temperature > 0 and params.top_p < 1 and params.logprobs for params in seen)
