@@ -52,7 +52,7 @@ _CPU = PlatformSettings(
     smallest_bucket=64,
     prefill_rows=(1, 4),
     prefill_tokens=256,
-    narrow_rows=(4,),
+    narrow_rows=(4, 8),
     block=128,
     compiler_options=(
         ("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"),
