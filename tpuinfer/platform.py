@@ -3,7 +3,8 @@
 The CPU column comes from measurements (BUILD_NOTES.md): bf16 dots need at least four rows to take
 the fast path and to give every row the same bits, a bf16 ring is converted whole at each write,
 more than one step per dispatch gains nothing, a chunk of 256 is as fast per token as one of 512,
-every program costs a second at each start, compiled or not, and the library that has the fast dots
+every program costs a second at each start, compiled or not (so one prompt per prefill: four prompts
+of 64 together take 486 ms, one after the other 580), and the library that has the fast dots
 must not have the reductions, whose bits change with the number of rows.
 """
 
@@ -50,8 +51,7 @@ _CPU = PlatformSettings(
     steps=1,
     chunk=256,
     smallest_bucket=64,
-    prefill_rows=(1, 4),
-    prefill_tokens=256,
+    prefill_rows=(1,),
     narrow_rows=(4, 8),
     block=128,
     compiler_options=(
@@ -59,9 +59,7 @@ _CPU = PlatformSettings(
     ),
 )
 
-_SIMULATED = dataclasses.replace(
-    _CPU, chunk=128, smallest_bucket=128, prefill_rows=(1,), narrow_rows=()
-)
+_SIMULATED = dataclasses.replace(_CPU, chunk=128, smallest_bucket=128, narrow_rows=())
 """Several devices on one CPU: a program's first run costs a second per device, so there is one
 prefill and one decode."""
 

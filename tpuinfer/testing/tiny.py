@@ -181,6 +181,7 @@ def _build(
         chunk=buckets[-1],
         smallest_bucket=buckets[0],
         prefill_rows=rows,
+        prefill_tokens=max(rows) * buckets[-1],
         narrow_rows=narrow,
         block=block,
     )
