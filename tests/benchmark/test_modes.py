@@ -131,7 +131,7 @@ def test_random_weights_read_no_file_and_have_no_words(monkeypatch, settings, ca
 
 @pytest.mark.parity
 def test_against_transformers_every_row_has_a_ratio(settings, cache):
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="needs the parity extra (torch)")
     subject = prepare(settings, against="transformers", cache_dir=cache)
     reports = [
         modes.decode(subject, SMALL),

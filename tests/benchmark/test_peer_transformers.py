@@ -32,7 +32,7 @@ PROMPTS = [(3, 1, 4, 1, 5), (9, 2), (6, 5, 3, 5, 8, 9, 7, 9)]
 
 @pytest.fixture(params=[False, True], ids=["untied", "tied"])
 def hf_config(request):
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="needs the parity extra (torch)")
     return {**HF_CONFIG, "tie_word_embeddings": request.param}
 
 

@@ -9,6 +9,7 @@ import pytest
 from windowed import rolls, stops
 
 from tpuinfer.engine.warmup import WarmUp
+from tpuinfer.programs.compile import compile_programs
 from tpuinfer.testing.drive import run, works
 from tpuinfer.testing.tiny import TINY, tiny
 
@@ -86,6 +87,29 @@ def test_the_last_row_of_a_prefill_is_tried_too():
     model, name = stops(), "prefill_4x64"
     runner = warmed(model, {name: other(model.programs[name], flip_last_row)})
     assert name not in runner.programs
+
+
+def test_a_chunk_behind_another_is_tried_too():
+    """The first chunk of a prompt finds an empty ring, and shows nothing of how one is read."""
+    model = tiny(TINY, rows=(1, 4))
+    specs = [model.specs[name] for name in ("prefill_1x8", "prefill_4x8")]
+    programs = compile_programs(specs)
+    behind = []
+
+    def call(*arguments):
+        state, out = programs["prefill_4x8"].call(*arguments)
+        behind.append(bool(arguments[2].start.any()))
+        return state, other_bits(out) if behind[-1] else out
+
+    def other_bits(out):
+        return jax.tree.map(jax.numpy.asarray, flip_logprobs(jax.tree.map(np.array, out)))
+
+    runner = model.runner(programs={})
+    warm_up = WarmUp(runner, model.config.vocab)
+    warm_up.add(programs["prefill_1x8"])
+    warm_up.add(dataclasses.replace(programs["prefill_4x8"], call=call))
+    assert behind == [False, True]
+    assert runner.programs.keys() == {"prefill_1x8"}
 
 
 def test_every_kind_of_sampling_runs():

@@ -31,6 +31,11 @@ def answers(llm, stored):
     return [output.outputs[0] for output in outputs]
 
 
+def test_no_program_needs_scratch_of_the_size_of_the_rings(llm):
+    for entry in llm.programs():
+        assert 0 < entry.temp_bytes < entry.alias_bytes / 4, entry
+
+
 def test_logits_agree_with_transformers(llm, stored):
     scorer = Scorer(llm.plan)
     worst = 0.0

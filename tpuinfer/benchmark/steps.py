@@ -4,9 +4,8 @@ import time
 from collections.abc import Sequence
 
 from tpuinfer.engine.request import SamplingParams
-from tpuinfer.engine.runner import PrefillWork, Runner
+from tpuinfer.engine.runner import Runner, cut_prompt
 from tpuinfer.errors import ConfigError
-from tpuinfer.programs.buckets import cut
 from tpuinfer.programs.slots import SlotLayout
 
 _GREEDY = SamplingParams(temperature=0)
@@ -79,20 +78,7 @@ def decode_round(
 def _prefilled(runner: Runner, prompt: Sequence[int], slot: int, limit: int) -> float:
     """Put a prompt into a slot; milliseconds until its first token was read."""
     start = time.perf_counter()
-    pieces = cut(len(prompt), runner.chunk, runner.buckets)
-    for piece in pieces:
-        work = PrefillWork(
-            slot=slot,
-            tokens=prompt[piece.start : piece.start + piece.size],
-            start=piece.start,
-            bucket=piece.bucket,
-            last=piece is pieces[-1],
-            limit=limit,
-            stop_ids=(),
-            seed=0,
-            choice=0,
-            params=_GREEDY,
-        )
+    for work in cut_prompt(runner, prompt, slot=slot, limit=limit, params=_GREEDY):
         pending = runner.prefill([work])
     assert pending.result().tokens[0, slot] >= 0
     return 1e3 * (time.perf_counter() - start)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpuinfer.engine.request import SamplingParams
+from tpuinfer.programs.buckets import cut
 from tpuinfer.programs.slots import SlotLayout
 
 
@@ -105,3 +106,32 @@ class Runner(Protocol):
         A row stops by itself after a stop id or at its limit (that last token is returned; later
         steps give -1). A slot not in `active` is dead from here on, until a prefill reopens it.
         """
+
+
+def cut_prompt(
+    runner: Runner,
+    prompt: Sequence[int],
+    *,
+    slot: int,
+    limit: int,
+    params: SamplingParams,
+    stop_ids: tuple[int, ...] = (),
+    choice: int = 0,
+) -> list[PrefillWork]:
+    """The chunks of a prompt, as an engine would send them; the seed is that of `params`, or 0."""
+    pieces = cut(len(prompt), runner.chunk, runner.buckets)
+    return [
+        PrefillWork(
+            slot=slot,
+            tokens=prompt[piece.start : piece.start + piece.size],
+            start=piece.start,
+            bucket=piece.bucket,
+            last=piece is pieces[-1],
+            limit=limit,
+            stop_ids=stop_ids,
+            seed=params.seed or 0,
+            choice=choice,
+            params=params,
+        )
+        for piece in pieces
+    ]

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tpuinfer.engine.request import SamplingParams
-from tpuinfer.engine.runner import PrefillWork, Runner
-from tpuinfer.programs.buckets import cut
+from tpuinfer.engine.runner import PrefillWork, Runner, cut_prompt
 
 GREEDY = SamplingParams(temperature=0, logprobs=0)
 
@@ -27,23 +26,10 @@ def works(
     stop_ids: tuple[int, ...] = (),
     choice: int = 0,
 ) -> list[PrefillWork]:
-    """The chunks of a prompt, as an engine would send them; the seed is that of `params`, or 0."""
-    pieces = cut(len(prompt), runner.chunk, runner.buckets)
-    return [
-        PrefillWork(
-            slot=slot,
-            tokens=prompt[piece.start : piece.start + piece.size],
-            start=piece.start,
-            bucket=piece.bucket,
-            last=piece is pieces[-1],
-            limit=limit,
-            stop_ids=stop_ids,
-            seed=params.seed or 0,
-            choice=choice,
-            params=params,
-        )
-        for piece in pieces
-    ]
+    """`cut_prompt` with what most tests want."""
+    return cut_prompt(
+        runner, prompt, slot=slot, limit=limit, params=params, stop_ids=stop_ids, choice=choice
+    )
 
 
 def run(runner: Runner, *rows: list[PrefillWork], steps: int = 1) -> list[Answer]:
