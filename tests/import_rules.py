@@ -20,11 +20,16 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("cache",),
     ("sharding", "quant", "ops", "tokenizer"),
-    ("config", "errors", "platform"),
+    ("config", "model_config", "errors", "platform"),
 )
 
 # Within one level, in this order only: the later of two may import the earlier.
-WITHIN_A_LEVEL = (("errors", "config"), ("errors", "platform"), ("config", "platform"))
+WITHIN_A_LEVEL = (
+    ("errors", "config"),
+    ("errors", "model_config"),
+    ("errors", "platform"),
+    ("config", "platform"),
+)
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ import pytest
 
 from tpuinfer.config import (
     EngineConfig,
-    ModelConfig,
     Settings,
     SlotClass,
     check_dtype,
     load_settings,
 )
 from tpuinfer.errors import ConfigError
+from tpuinfer.model_config import ModelConfig
 
 MODEL = ModelConfig(
     family="llama",

@@ -51,7 +51,7 @@ def test_the_rules_name_places_that_exist():
         ("engine.llm", "from tpuinfer.testing.fake import FakeRunner"),
         ("serve", "from tpuinfer.testing import fake"),
         ("engine.llm", "from tpuinfer import LLM"),
-        ("errors", "from tpuinfer.config import ModelConfig"),
+        ("errors", "from tpuinfer.config import EngineConfig"),
         ("server.app", "import jax.numpy as jnp"),
         ("engine.scheduler", "if True:\n    import jax"),
         ("programs.buckets", "from jax import Array"),

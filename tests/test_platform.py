@@ -59,3 +59,12 @@ def test_a_prompt_of_its_own_always_has_a_program(platform):
         rows = platform_settings(platform, devices).prefill_rows
         assert rows[0] == 1
         assert list(rows) == sorted(set(rows))
+
+
+def test_experts_are_ragged_where_there_is_a_kernel_and_rows_enough():
+    """Every decode stays dense, a full prefill chunk does not."""
+    for platform in ("cpu", "gpu"):
+        assert platform_settings(platform).ragged_rows is None
+    tpu = platform_settings("tpu")
+    assert tpu.ragged_rows is not None
+    assert max(tpu.narrow_rows, default=0) < tpu.ragged_rows <= tpu.chunk

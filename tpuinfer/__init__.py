@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tpuinfer.config import ModelConfig
     from tpuinfer.engine.llm import LLM
     from tpuinfer.engine.request import CompletionOutput, RequestOutput, SamplingParams
     from tpuinfer.errors import TpuinferError
+    from tpuinfer.model_config import ModelConfig
     from tpuinfer.sharding.rules import ShardingRules
 
 __version__ = "0.1.0"
@@ -30,7 +30,7 @@ __all__ = [
 _HOMES = {
     "LLM": "tpuinfer.engine.llm",
     "CompletionOutput": "tpuinfer.engine.request",
-    "ModelConfig": "tpuinfer.config",
+    "ModelConfig": "tpuinfer.model_config",
     "RequestOutput": "tpuinfer.engine.request",
     "SamplingParams": "tpuinfer.engine.request",
     "ShardingRules": "tpuinfer.sharding.rules",

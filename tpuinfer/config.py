@@ -16,60 +16,6 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The numbers that define a decoder, in the letters used everywhere.
-
-    Attributes:
-      family: which blueprint builds it ("llama").
-      vocab: V. embed: D. mlp: F. layers: number of blocks. heads: N. kv_heads: K. head_dim: H.
-      context: the longest sequence the model was trained for, tokens.
-      rope_theta: base of the rotary frequencies (arXiv:2104.09864).
-      norm_eps: epsilon of RMSNorm (arXiv:1910.07467).
-      tie_embeddings: the head is the embedding.
-      eos_ids: tokens that end a text. bos_id: the token that opens one, if any.
-      windows: for each layer, how many tokens it looks back at, itself included; 0 = all of them.
-        Empty = every layer looks at everything.
-    """
-
-    family: str
-    vocab: int
-    embed: int
-    mlp: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    context: int
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
-    tie_embeddings: bool = False
-    eos_ids: tuple[int, ...] = ()
-    bos_id: int | None = None
-    windows: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("vocab", "embed", "mlp", "layers", "heads", "kv_heads", "head_dim", "context"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model {name} is {getattr(self, name)}: it must be at least 1")
-        if self.heads % self.kv_heads:
-            raise ConfigError(
-                f"model has {self.heads} query heads and {self.kv_heads} KV heads: "
-                "the first must be a multiple of the second"
-            )
-        if self.head_dim % 2:
-            raise ConfigError(f"model head_dim is {self.head_dim}: rotary positions need it even")
-        if self.windows and (len(self.windows) != self.layers or min(self.windows) < 0):
-            raise ConfigError(
-                f"model windows has {len(self.windows)} entries, the least {min(self.windows)}: "
-                f"it needs one per layer, {self.layers}, each 0 or more"
-            )
-
-    def window(self, layer: int) -> int | None:
-        """How many tokens a layer looks back at, itself included; None = all."""
-        return (self.windows[layer] or None) if self.windows else None
-
-
-@dataclass(frozen=True)
 class SlotClass:
     """Slots whose rings are of one length.
 

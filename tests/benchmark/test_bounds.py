@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tpuinfer.benchmark.bounds import Cost, Machine, model_cost
-from tpuinfer.config import ModelConfig
+from tpuinfer.model_config import ModelConfig
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
 
 CONFIG = ModelConfig(

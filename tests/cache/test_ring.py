@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpuinfer.cache import ring as ring_module
-from tpuinfer.cache.ring import Ring, RingAttention, Rows, horizons
+from tpuinfer.cache.ring import Asked, Ring, RingAttention, Rows, horizons
 from tpuinfer.ops import attention as attention_ops
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
 from tpuinfer.sharding.rules import ShardingRules, resolve
@@ -173,7 +173,7 @@ def attention(mesh, mode, block=4):
 
     @jax.jit
     def run(q, k, v, ring, where):
-        out, (ring,) = attend(q, k, v, (ring,), where)
+        out, (ring,) = attend(Asked(q, k, v), (ring,), where)
         return out, ring
 
     return run

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from tpuinfer.cache.ring import Ring, RingAttention, Rows
+from tpuinfer.cache.ring import Asked, Ring, RingAttention, Rows
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
 from tpuinfer.sharding.rules import ShardingRules, resolve
 
@@ -169,7 +169,7 @@ def attention(mesh, mode):
 
     @jax.jit
     def run(q, k, v, far, rings, where):
-        return attend(q, k, v, rings, where, far)
+        return attend(Asked(q, k, v, far), rings, where)
 
     return run
 

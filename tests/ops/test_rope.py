@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tpuinfer.model_config import Rope
 from tpuinfer.ops.rope import apply_rope, rope_angles
 
 THETA = 10_000.0
@@ -21,7 +22,7 @@ def turned(x, positions, theta):
 def rotate(x, positions, theta=THETA):
     @jax.jit
     def run(x, positions):
-        return apply_rope(x, rope_angles(positions, x.shape[-1], theta))
+        return apply_rope(x, rope_angles(positions, x.shape[-1], Rope(theta)))
 
     return run(x, np.asarray(positions))
 

@@ -14,7 +14,7 @@ from toy import toy, toy_spec
 from windowed import rolls, stops
 
 from tpuinfer.cache import ring as ring_module
-from tpuinfer.cache.ring import RingAttention, Rows
+from tpuinfer.cache.ring import Asked, RingAttention, Rows
 from tpuinfer.programs.compile import compile_programs, use_compilation_cache
 from tpuinfer.programs.state import shaped, zeros
 from tpuinfer.testing.tiny import TINY, tiny
@@ -79,11 +79,11 @@ def attention_hlo(donate, patched):
     attend = RingAttention(model.layout, 8, "prefill")
     q, kv = (shaped((1, 4, heads, 8), jnp.float32) for heads in (TINY.heads, TINY.kv_heads))
     where = Rows(*[shaped((1,), jnp.int32)] * 3)
-    run = jax.jit(lambda *arrays: attend(*arrays), donate_argnums=3 if donate else ())
+    run = jax.jit(lambda *arrays: attend(*arrays), donate_argnums=1 if donate else ())
     with pytest.MonkeyPatch.context() as patch:
         if patched:
             patch.setattr(ring_module, "_after", lambda read, slot: slot)
-        return run.lower(q, kv, kv, model.state.rings[0], where).compile().as_text()
+        return run.lower(Asked(q, kv, kv), model.state.rings[0], where).compile().as_text()
 
 
 def test_copies_are_seen_where_they_are():

@@ -34,8 +34,11 @@ def test_the_default_table_cuts_what_divides():
         "head_dim": (None, 1),
         "mlp": ("model", 4),
         "vocab": ("model", 4),
+        "expert": (None, 1),
+        "expert_mlp": (None, 1),
         "length": (None, 1),
     }
+    assert made.decisions["expert"].why == "not an axis of this model"
 
 
 def test_what_does_not_divide_is_replicated_and_says_so():
@@ -59,6 +62,31 @@ def test_a_table_that_replicates_one_of_them_replicates_both():
     made = layout(axes={"heads": None, "kv_heads": "model"})
     assert made.shards("kv_heads") == 1
     assert "heads is replicated: kept together" in made.decisions["kv_heads"].why
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cut", "why"),
+    [
+        ((8, 96), ("expert",), ("8 over model=4", "whole: model cuts expert")),
+        ((6, 96), ("expert_mlp",), ("6 does not divide by model=4: replicated", "96 over model=4")),
+        ((6, 30), (), tuple(f"{n} does not divide by model=4: replicated" for n in (6, 30))),
+    ],
+)
+def test_experts_are_cut_by_number_or_within_or_not_at_all(sizes, cut, why):
+    made = layout(sizes={**EVEN, "expert": sizes[0], "expert_mlp": sizes[1]})
+    axes = ("expert", "expert_mlp")
+    assert tuple(axis for axis in axes if made.shards(axis) == 4) == cut
+    assert tuple(made.decisions[axis].why for axis in axes) == why
+    expected = P(*("model" if axis in cut else None for axis in axes), None)
+    assert made.spec((*axes, "embed")) == expected
+
+
+def test_a_table_may_leave_experts_whole_and_cut_what_is_in_them():
+    sizes = {**EVEN, "expert": 8, "expert_mlp": 96}
+    made = layout(sizes=sizes, axes={"expert": None, "expert_mlp": "model"})
+    assert made.spec(("expert", "expert_mlp", "embed")) == P(None, "model", None)
+    whole = layout(sizes=sizes, axes={"expert": None, "expert_mlp": None})
+    assert whole.spec(("expert", "expert_mlp", "embed")) == P(None, None, None)
 
 
 def test_an_axis_of_one_device_cuts_nothing():
@@ -118,6 +146,7 @@ def test_constrain_places_an_activation():
         ({"fallback": {"vocabulary": "error"}}, "'vocabulary', .* nearest: 'vocab'"),
         ({"axes": {"mlp": "expert"}}, "'mlp' on 'expert'; the mesh axes are data and model"),
         ({"axes": {"batch": "model"}}, "'batch' on 'model'; it can lie on data only"),
+        ({"axes": {"expert": "data"}}, "'expert' on 'data'; it can lie on model only"),
         ({"axes": {"embed": "model"}}, "'embed' on 'model'; it can lie on no axis only"),
         ({"axes": {"head_dim": "data"}}, "'head_dim' on 'data'; it can lie on no axis only"),
         (

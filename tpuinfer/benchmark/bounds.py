@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tpuinfer.config import ModelConfig
+from tpuinfer.model_config import ModelConfig
 
 _HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 

@@ -16,8 +16,9 @@ one after the other; one that is not theirs is wholly masked, which changes noth
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,33 @@ def horizons(layers: tuple[Rings, ...], slot: jax.Array, shards: int) -> jax.Arr
     return last
 
 
+class Asked(NamedTuple):
+    """What a layer puts to its rings.
+
+    Attributes:
+      q: [R, T, N, H]. k, v: [R, T, K, H], rotated.
+      sink_q: q as the sinks see it, rotated to `rows.horizon` at most; None = as q.
+      sink_logits: [N] learned scores that take part in every softmax; None = there are none.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    sink_q: jax.Array | None = None
+    sink_logits: jax.Array | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a layer scores its keys: `scale` times the product, bent to stay within +-`cap`.
+
+    None = 1 / sqrt(H), and no cap.
+    """
+
+    scale: float | None = None
+    cap: float | None = None
+
+
 @dataclass(frozen=True)
 class RingAttention:
     """How a program attends: what is the same for all its layers.
@@ -108,126 +136,104 @@ class RingAttention:
     mode: Literal["prefill", "decode", "narrow"]
 
     def __call__(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        rings: Rings,
-        rows: Rows,
-        sink_q: jax.Array | None = None,
+        self, asked: Asked, rings: Rings, rows: Rows, scores: Scores = Scores()
     ) -> tuple[jax.Array, Rings]:
         """Attend and write.
-
-        Args:
-          q: [R, T, N, H]. k, v: [R, T, K, H], rotated.
-          sink_q: q as the sinks see it, rotated to `rows.horizon` at most; None = as q.
 
         Returns:
           [R, T, N, H] in q's dtype, and the rings with the new rows in them.
         """
         spec = self.layout.spec
         row = PartitionSpec(self.layout.mesh_axis("batch"))
+        places: Any = map(spec, (_HEADS, _KV, _KV, _HEADS, ("heads",)))
         local = jax.shard_map(
-            self._decode if self.mode == "decode" else self._by_slot,
+            functools.partial(self._decode if self.mode == "decode" else self._by_slot, scores),
             mesh=self.layout.mesh,
-            in_specs=(spec(_HEADS), spec(_KV), spec(_KV), spec(RING_AXES), row, spec(_HEADS)),
+            in_specs=(Asked(*places), spec(RING_AXES), row),
             out_specs=(spec(_HEADS), spec(RING_AXES)),
             check_vma=False,
         )
-        out: tuple[jax.Array, Rings] = local(q, k, v, rings, rows, sink_q)
+        out: tuple[jax.Array, Rings] = local(asked, rings, rows)
         return out
 
     def _by_slot(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        rings: Rings,
-        rows: Rows,
-        sink_q: jax.Array | None,
+        self, scores: Scores, asked: Asked, rings: Rings, rows: Rows
     ) -> tuple[jax.Array, Rings]:
-        dtype, width = rings[0].keys.dtype, q.shape[1]
-        queries = _queries(q, sink_q, k.shape[2], dtype, rows.positions(width))
-        k, v = (jnp.swapaxes(array, 1, 2).astype(dtype) for array in (k, v))
+        q, k, v = _lined_up(asked, rings[0].keys.dtype, scores, rows)
         parts = _by_class(rings, rows)
         narrow = self.mode == "narrow"
         if narrow:
             rings = tuple(write(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
-        seen = attention.begin(queries.main)
+        seen = attention.begin(q.main, asked.sink_logits)
         for ring, part in zip(rings, parts, strict=True):
             ends = part.start + part.length if narrow else part.start
             seen = attention.attend_ring(
                 seen,
-                queries,
+                q,
                 ring,
                 slots=part.slot,
                 newest=jnp.where(part.length > 0, ends - 1, -1),
                 block=self.block,
             )
         if not narrow:
-            seen = _attend_own_chunk(seen, queries.main, k, v, rings, parts)
+            seen = _attend_own_chunk(seen, q, k, v, rings, parts)
             parts = [
                 dataclasses.replace(part, slot=_after(seen.total, part.slot)) for part in parts
             ]
             rings = tuple(write(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
-        return attention.finish(seen).reshape(q.shape).astype(q.dtype), rings
+        return _finish(seen, asked.q), rings
 
     def _decode(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        rings: Rings,
-        rows: Rows,
-        sink_q: jax.Array | None,
+        self, scores: Scores, asked: Asked, rings: Rings, rows: Rows
     ) -> tuple[jax.Array, Rings]:
         outs, written, first = [], [], 0
         for ring in rings:
             own = slice(first, first + ring.keys.shape[0])
             first = own.stop
-            part = jax.tree.map(lambda array, own=own: array[own], rows)
+            part, mine = jax.tree.map(
+                lambda array, own=own: array[own], (rows, asked._replace(sink_logits=None))
+            )
             part = dataclasses.replace(part, slot=part.slot - own.start)
-            sinks = None if sink_q is None else sink_q[own]
-            out, ring = self._decode_class(q[own], k[own], v[own], ring, part, sinks)
+            mine = mine._replace(sink_logits=asked.sink_logits)
+            out, ring = self._decode_class(scores, mine, ring, part)
             outs.append(out)
             written.append(ring)
-        if padding := q.shape[0] - first:  # rows added to reach the platform's minimum
-            outs.append(jnp.zeros((padding, *q.shape[1:]), q.dtype))
+        if padding := asked.q.shape[0] - first:  # rows added to reach the platform's minimum
+            outs.append(jnp.zeros((padding, *asked.q.shape[1:]), asked.q.dtype))
         return jnp.concatenate(outs), tuple(written)
 
     def _decode_class(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        ring: Ring,
-        rows: Rows,
-        sink_q: jax.Array | None,
+        self, scores: Scores, asked: Asked, ring: Ring, rows: Rows
     ) -> tuple[jax.Array, Ring]:
-        dtype = ring.keys.dtype
-        k, v = (jnp.swapaxes(array, 1, 2).astype(dtype) for array in (k, v))
+        q, k, v = _lined_up(asked, ring.keys.dtype, scores, rows)
         ring = write(ring, k, v, rows)
-        queries = _queries(q, sink_q, k.shape[1], dtype, rows.positions(q.shape[1]))
         seen = attention.attend_ring(
-            attention.begin(queries.main),
-            queries,
+            attention.begin(q.main, asked.sink_logits),
+            q,
             ring,
             slots=None,
             newest=jnp.where(rows.length > 0, rows.start + rows.length - 1, -1),
             block=self.block,
         )
-        return attention.finish(seen).reshape(q.shape).astype(q.dtype), ring
+        return _finish(seen, asked.q), ring
 
 
-def _queries(
-    q: jax.Array, sink_q: jax.Array | None, kv_heads: int, dtype: jnp.dtype, positions: jax.Array
-) -> attention.Queries:
+def _lined_up(
+    asked: Asked, dtype: jnp.dtype, scores: Scores, rows: Rows
+) -> tuple[attention.Queries, jax.Array, jax.Array]:
+    """Queries as attention takes them, and k, v as the ring keeps them: [R, K, T, H]."""
+    k, v = (jnp.swapaxes(array, 1, 2).astype(dtype) for array in (asked.k, asked.v))
     main, sinks = (
-        None if array is None else attention.split_heads(array, kv_heads, dtype)
-        for array in (q, sink_q)
+        None if q is None else attention.split_heads(q, k.shape[1], dtype, scores.scale)
+        for q in (asked.q, asked.sink_q)
     )
     assert main is not None
-    return attention.Queries(main, sinks, positions)
+    positions = rows.positions(asked.q.shape[1])
+    return attention.Queries(main, sinks, positions, scores.cap), k, v
+
+
+def _finish(seen: attention.Softmax, q: jax.Array) -> jax.Array:
+    return attention.finish(seen).reshape(q.shape).astype(q.dtype)
 
 
 def _by_class(rings: Rings, rows: Rows) -> list[Rows]:
@@ -243,7 +249,7 @@ def _by_class(rings: Rings, rows: Rows) -> list[Rows]:
 
 def _attend_own_chunk(
     seen: attention.Softmax,
-    q: jax.Array,
+    q: attention.Queries,
     k: jax.Array,
     v: jax.Array,
     rings: Rings,
@@ -258,11 +264,13 @@ def _attend_own_chunk(
     for view, lengths in views.items():
         length = sum(lengths[1:], lengths[0])
         if view is None:
-            seen = attention.attend_chunk(seen, q, k, v, length)
+            seen = attention.attend_chunk(seen, q.main, k, v, length, cap=q.cap)
         else:
             window, sinks = view
             pinned = jnp.maximum(sinks - parts[0].start, 0)
-            seen = attention.attend_chunk(seen, q, k, v, length, window=window, sinks=pinned)
+            seen = attention.attend_chunk(
+                seen, q.main, k, v, length, window=window, sinks=pinned, cap=q.cap
+            )
     return seen
 
 

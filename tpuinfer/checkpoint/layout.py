@@ -9,11 +9,13 @@
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tpuinfer.checkpoint import staging
+from tpuinfer.checkpoint.paths import size_of
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.errors import CheckpointError
 
@@ -22,6 +24,9 @@ PARAMS = "params"
 CONFIG = "config.json"
 MANIFEST = "tpuinfer.json"
 SUMS = "SHA256SUMS"
+
+SHOWN = 8
+"""How many problems one message names."""
 
 _MAX_TEXT = 2**26
 _SMALL = 2**20
@@ -123,14 +128,26 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+def raise_all(path: Path, problems: Sequence[str]) -> None:
+    """One CheckpointError that names the first few of all problems; nothing when there is none."""
+    if problems:
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise CheckpointError(f"{path}: {'; '.join(problems[:SHOWN])}{more}")
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_bytes(json_bytes(data))
+
+
+def json_bytes(data: Mapping[str, Any]) -> bytes:
+    """A JSON object as it is written here."""
+    return (json.dumps(data, indent=1) + "\n").encode()
 
 
 def param_files(path: Path) -> dict[str, int]:
     """Every file of the Orbax tree, relative to the checkpoint directory -> its size in bytes."""
     names = (name for name in _files(path) if name.startswith(f"{PARAMS}/"))
-    return {name: (path / name).stat().st_size for name in names}
+    return {name: size_of(path / name) for name in names}
 
 
 def check_files(path: Path, manifest: Manifest) -> None:
@@ -144,7 +161,7 @@ def check_files(path: Path, manifest: Manifest) -> None:
     sums = _read_sums(path / SUMS)
     for name, size in manifest.files.items():
         try:
-            found = (path / name).stat().st_size
+            found = size_of(path / name)
         except (OSError, ValueError):
             raise CheckpointError(f"{path}: {name} is missing; convert the model again") from None
         if found != size:
@@ -225,8 +242,8 @@ def _kind_of(path: Path, missing: list[str]) -> str:
         return f"holds a GGUF file: pass the file itself, {path / ggufs[0]}"
     if any(name.endswith(".safetensors") for name in names):
         return (
-            "is a Hugging Face directory of safetensors, which cannot be read yet; "
-            "convert a GGUF file of the model instead"
+            "is a directory of safetensors, no checkpoint directory: convert makes one of it, if "
+            f"its {CONFIG} lies beside them"
         )
     if any(name.endswith((".bin", ".pth", ".pt", ".pkl")) for name in names):
         return "holds pickled weights, which are never read: they can run code"

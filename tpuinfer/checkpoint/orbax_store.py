@@ -16,13 +16,17 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from numpy.typing import NDArray
 
+from tpuinfer.checkpoint import layout
 from tpuinfer.checkpoint.paths import locate
 from tpuinfer.errors import CheckpointError
 
 _T = TypeVar("_T")
 
+_NO_ROOM = "is there room, and is it writable?"
+_NOT_WHOLE = "are its files whole? verify tells"
 _SETTLE_SECONDS = 0.3
 _SETTLE_TRIES = 10
 
@@ -32,6 +36,9 @@ WRITE_BYTES = 128 * 2**20
 READ_BYTES = 128 * 2**20
 """Bytes in flight while loading: what the host holds beyond the arrays themselves."""
 
+BATCH_BYTES = 128 * 2**20
+"""Arrays that are written in one go."""
+
 CHUNK_BYTES = 2 * 2**20
 """Small chunks let any mesh read just its own shards; compression would cost more than it saves."""
 
@@ -39,7 +46,7 @@ CHUNK_BYTES = 2 * 2**20
 def save(path: Path, params: Iterable[tuple[str, NDArray[Any]]]) -> None:
     """Write named arrays, taken one at a time, to a directory that does not exist yet.
 
-    The host holds all of them, for Orbax wants the whole tree, and some 300 MB beside them. For one
+    The host holds some BATCH_BYTES of them and one more beside what Orbax has in flight. For one
     process: call it before `jax.distributed.initialize`.
 
     Raises:
@@ -47,19 +54,39 @@ def save(path: Path, params: Iterable[tuple[str, NDArray[Any]]]) -> None:
     """
     from orbax.checkpoint import v1 as ocp
 
+    def finish() -> None:
+        with ocp.Context():
+            ocp.partial.finalize(locate(path))
+
+    batch: dict[str, NDArray[Any] | jax.Array] = {}
+    held = 0
+    for name, values in params:
+        if batch and held + values.nbytes > BATCH_BYTES:
+            _save_batch(path, batch)
+            batch, held = {}, 0
+        held += values.nbytes
+        batch[name] = _on_host(values)
+        del values  # while the next one is made, only the batch may hold it
+    _save_batch(path, batch)
+    _guarded(path, "written", _NO_ROOM, finish)
+
+
+def _save_batch(path: Path, batch: Mapping[str, NDArray[Any] | jax.Array]) -> None:
+    """Add arrays to a tree that is not finished."""
+    from orbax.checkpoint import v1 as ocp
+
     context = ocp.Context()
     context.array.saving.use_compression = False
     context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
     context.memory.deepcopy_host_arrays = False
-    arrays = {name: _on_host(values) for name, values in params}
-    largest = max(array.nbytes for array in arrays.values())
+    largest = max(array.nbytes for array in batch.values())
     context.memory.write_concurrent_bytes = max(WRITE_BYTES, largest + 1)
 
     def work() -> None:
         with context:
-            ocp.save(locate(path), arrays)
+            ocp.partial.save(locate(path), dict(batch))
 
-    _guarded(path, "written", "is there room, and is it writable?", work)
+    _guarded(path, "written", _NO_ROOM, work)
 
 
 def _on_host(values: NDArray[Any]) -> NDArray[Any] | jax.Array:
@@ -68,6 +95,14 @@ def _on_host(values: NDArray[Any]) -> NDArray[Any] | jax.Array:
         return jax.device_put(values, jax.local_devices(backend="cpu")[0])
     except RuntimeError:
         return values
+
+
+def _host_device() -> jax.Device:
+    """Whose memory is the host's, where there is such a backend."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
 
 
 def metadata(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -107,7 +142,62 @@ def load(path: Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, 
             array.block_until_ready()
         return loaded
 
-    return _guarded(path, "loaded", "are its files whole? verify tells", work)
+    return _guarded(path, "loaded", _NOT_WHOLE, work)
+
+
+class HostReader:
+    """Reads the arrays of a tree into host memory, one after the other as they are asked for.
+
+    Neighbours are read along, READ_BYTES at most, and kept until others are.
+
+    Raises:
+      CheckpointError: the tree is missing or damaged, or holds no such array.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stored = metadata(path)
+        self._held: dict[str, NDArray[Any]] = {}
+
+    def __call__(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """One array, cast to `dtype`; it is not to be written to."""
+        if name not in self._stored:
+            raise CheckpointError(f"{self._path}: {name} is missing")
+        if name not in self._held:
+            self._held = {}
+            self._held = self._read(self._group(name))
+        return self._held[name].astype(dtype, copy=False)
+
+    def _group(self, first: str) -> list[str]:
+        """`first` and what follows it, as far as that is not too much."""
+        rest = list(self._stored)
+        group: list[str] = []
+        held = 0
+        for name in rest[rest.index(first) :]:
+            shape, dtype = self._stored[name]
+            held += math.prod(shape) * dtype.itemsize
+            if group and held > READ_BYTES:
+                break
+            group.append(name)
+        return group
+
+    def _read(self, names: list[str]) -> dict[str, NDArray[Any]]:
+        from orbax.checkpoint import v1 as ocp
+
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        sharding = SingleDeviceSharding(_host_device())
+        abstract = {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+            for name, (shape, dtype) in ((name, self._stored[name]) for name in names)
+        }
+
+        def work() -> dict[str, NDArray[Any]]:
+            with context:
+                loaded = ocp.load(locate(self._path), abstract)
+            return {name: np.asarray(array) for name, array in loaded.items()}
+
+        return _guarded(self._path, "read", _NOT_WHOLE, work)
 
 
 def check_same(
@@ -123,9 +213,7 @@ def check_same(
         for name, leaf in abstract.items()
         if name in stored and tuple(leaf.shape) != stored[name]
     ]
-    if problems:
-        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise CheckpointError(f"{path}: {'; '.join(problems[:8])}{more}")
+    layout.raise_all(path, problems)
 
 
 def _stored(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from tpuinfer.errors import CheckpointError
 
@@ -42,3 +42,15 @@ def locate(path: str | os.PathLike[str]) -> Path:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{text}: object storage cannot be reached ({reason})") from None
     return remote
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, here or in object storage."""
+    status: Any = path.stat()
+    return int(status.length if hasattr(status, "length") else status.st_size)
+
+
+def changed_at(path: Path) -> int:
+    """When a file was last changed, nanoseconds since 1970; object storage knows whole seconds."""
+    status: Any = path.stat()
+    return int(getattr(status, "st_mtime_ns", 0) or getattr(status, "mtime", 0) * 10**9)

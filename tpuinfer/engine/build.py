@@ -11,12 +11,13 @@ import jax
 from tpuinfer.cache.spec import RING_AXES, RingSpec, ring_length, view
 from tpuinfer.checkpoint import load as checkpoint_load
 from tpuinfer.checkpoint.progress import Progress, silent
-from tpuinfer.config import EngineConfig, ModelConfig, check_dtype
+from tpuinfer.config import EngineConfig, check_dtype
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.request import MAX_STOP_IDS
 from tpuinfer.engine.warmup import WarmUp
 from tpuinfer.errors import CheckpointError, ConfigError, MeshError
+from tpuinfer.model_config import ModelConfig
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, weights
 from tpuinfer.platform import PlatformSettings, for_context, platform_settings

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tpuinfer.cache.ring import Rings, Rows
-from tpuinfer.config import ModelConfig
+from tpuinfer.cache.ring import Asked, Rings, Rows, Scores
+from tpuinfer.model_config import Activation, ModelConfig, Rope
 from tpuinfer.models.blueprint import weight
 from tpuinfer.ops import linear, norm, rope
 from tpuinfer.sharding.reduce import reduce_model
@@ -41,13 +41,13 @@ class Angles(NamedTuple):
     sinks: tuple[jax.Array, jax.Array] | None
 
 
-def angles_of(rows: Rows, width: int, head_dim: int, theta: float) -> Angles:
+def angles_of(rows: Rows, width: int, head_dim: int, kind: Rope) -> Angles:
     """Angles for [R, width] tokens."""
     positions = rows.positions(width)
-    own, sinks = rope.rope_angles(positions, head_dim, theta), None
+    own, sinks = rope.rope_angles(positions, head_dim, kind), None
     if rows.horizon is not None:
         seen_from = jnp.minimum(positions, rows.horizon[:, None])
-        sinks = rope.rope_angles(seen_from, head_dim, theta)
+        sinks = rope.rope_angles(seen_from, head_dim, kind)
     # Without the barrier every layer would compute the sines anew.
     return Angles(*jax.lax.optimization_barrier((own, sinks)))
 
@@ -56,14 +56,23 @@ class Attend(Protocol):
     """Attend over rings and write to them; `tpuinfer.cache.ring.RingAttention` is the real one."""
 
     def __call__(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        rings: Rings,
-        rows: Rows,
-        sink_q: jax.Array | None = None,
+        self, asked: Asked, rings: Rings, rows: Rows, scores: Scores = ...
     ) -> tuple[jax.Array, Rings]: ...
+
+
+class Call(NamedTuple):
+    """What every layer of one program call is given beside its input.
+
+    Attributes:
+      angles: of the layer's own rotary positions; None = it has none.
+      rings: of the layer. rows: which tokens the rows carry. attend, layout: the program's.
+    """
+
+    angles: Angles | None
+    rings: Rings
+    rows: Rows
+    attend: Attend
+    layout: Layout
 
 
 def activation_axes(letters: str) -> Axes:
@@ -71,13 +80,28 @@ def activation_axes(letters: str) -> Axes:
     return tuple(_ACTIVATION_AXES.get(letter) for letter in letters)
 
 
-class Einsum(nnx.Module):
-    """A linear map. When it contracts a sharded axis, `reduce_model` sums over the devices."""
+def activate(x: jax.Array, kind: Activation) -> jax.Array:
+    """The MLP's nonlinearity: SiLU, GELU (arXiv:1606.08415), or GELU by its tanh approximation."""
+    if kind == "silu":
+        return jax.nn.silu(x)
+    return jax.nn.gelu(x, approximate=kind == "gelu_tanh")
 
-    def __init__(self, equation: str, shape: tuple[int, ...], axes: Axes) -> None:
+
+class Einsum(nnx.Module):
+    """A linear map. When it contracts a sharded axis, `reduce_model` sums over the devices.
+
+    Args:
+      bias: add a bias, shaped as what the equation makes.
+    """
+
+    def __init__(
+        self, equation: str, shape: tuple[int, ...], axes: Axes, bias: bool = False
+    ) -> None:
         self.equation = equation
         self.axes = axes
         self.weight = weight(shape, axes)
+        _, made = linear.split_equation(equation)
+        self.bias = weight(shape[:made], axes[:made]) if bias else None
 
     def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
         """Apply to x, shaped as the equation's first operand; returns its result, in x's dtype."""
@@ -87,7 +111,7 @@ class Einsum(nnx.Module):
         summed = layout.mesh_axis(self.axes[-contracted] or "embed")
         if summed is None:
             result = linear.einsum(self.equation, x, value)
-            return layout.constrain(result, activation_axes(outputs))
+            return layout.constrain(self._add_bias(result), activation_axes(outputs))
 
         def local(x: jax.Array, value: jax.Array) -> jax.Array:
             partial = linear.einsum(self.equation, x, value)
@@ -100,7 +124,13 @@ class Einsum(nnx.Module):
             out_specs=layout.spec(activation_axes(outputs)),
             check_vma=False,
         )
-        return placed(x, value)
+        return self._add_bias(placed(x, value))
+
+    def _add_bias(self, x: jax.Array) -> jax.Array:
+        if self.bias is None:
+            return x
+        bias = self.bias.get_value().astype(x.dtype)
+        return x + jnp.expand_dims(bias, range(x.ndim - bias.ndim))
 
 
 class Embedding(nnx.Module):
@@ -135,46 +165,136 @@ class Embedding(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    def __init__(self, embed: int, eps: float) -> None:
-        self.eps = eps
-        self.weight = weight((embed,), ("embed",))
+    """RMSNorm (arXiv:1910.07467) over the last dimension.
+
+    Args:
+      offset: added to the weight (1 where a checkpoint keeps what is beyond 1).
+      wide: multiply by the weight in float32, before rounding.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        eps: float,
+        axes: Axes = ("embed",),
+        *,
+        offset: float = 0.0,
+        wide: bool = False,
+    ) -> None:
+        self.eps, self.offset, self.wide = eps, offset, wide
+        self.weight = weight((size,), axes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return norm.rms_norm(x, self.weight.get_value(), self.eps)
+        value = self.weight.get_value()
+        return norm.rms_norm(x, value, self.eps, offset=self.offset, wide=self.wide)
+
+
+class HeadNorm(nnx.Module):
+    """RMSNorm of each head on its own: [B, T, N, H], a weight of [H] for all heads."""
+
+    def __init__(self, c: ModelConfig, *, offset: float = 0.0, wide: bool = False) -> None:
+        self.eps, self.offset, self.wide = c.norm_eps, offset, wide
+        self.weight = weight((c.head_dim,), ("head_dim",))
+
+    def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
+        value = self.weight.get_value()
+        return norm.rms_norm(x, value, self.eps, offset=self.offset, wide=self.wide)
+
+
+class FlatNorm(nnx.Module):
+    """RMSNorm over all heads together: [B, T, N, H], a weight of [N, H].
+
+    Where heads are cut, each device sums its own squares and `reduce_model` adds them up.
+
+    Args:
+      axis: "heads" or "kv_heads".
+    """
+
+    def __init__(self, heads: int, c: ModelConfig, axis: str, *, wide: bool = False) -> None:
+        self.eps, self.wide, self.axes = c.norm_eps, wide, (axis, "head_dim")
+        self.weight = weight((heads, c.head_dim), self.axes)
+
+    def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
+        mesh_axis = layout.mesh_axis(self.axes[0])
+        size = x.shape[-2] * x.shape[-1]
+
+        def local(x: jax.Array, value: jax.Array) -> jax.Array:
+            exact = x.astype(jnp.float32)
+            flat = exact.reshape(*exact.shape[:-2], -1)
+            total = jnp.square(flat).sum(axis=-1, keepdims=True)
+            if mesh_axis is not None:
+                total = reduce_model(total, mesh_axis, "exact")
+            scale = jax.lax.rsqrt(total / size + self.eps)[..., None]
+            return norm.scaled(x, exact * scale, value, wide=self.wide)
+
+        if mesh_axis is None:
+            return local(x, self.weight.get_value())
+        place = layout.spec(("batch", None, *self.axes))
+        placed = jax.shard_map(
+            local,
+            mesh=layout.mesh,
+            in_specs=(place, layout.spec(self.axes)),
+            out_specs=place,
+            check_vma=False,
+        )
+        result: jax.Array = placed(x, self.weight.get_value())
+        return result
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention (arXiv:2305.13245) with rotary positions over a ring."""
+    """Grouped-query attention (arXiv:2305.13245) with rotary positions over a ring.
 
-    def __init__(self, c: ModelConfig) -> None:
+    Args:
+      q_norm, k_norm: applied to queries and keys before they are turned; None = nothing is.
+      sinks: each head has a learned score that takes part in its softmax (arXiv:2508.10925).
+    """
+
+    def __init__(
+        self,
+        c: ModelConfig,
+        *,
+        q_norm: HeadNorm | FlatNorm | None = None,
+        k_norm: HeadNorm | FlatNorm | None = None,
+        sinks: bool = False,
+    ) -> None:
         D, N, K, H = c.embed, c.heads, c.kv_heads, c.head_dim
-        self.q_proj = Einsum("BTD,NHD->BTNH", (N, H, D), ("heads", "head_dim", "embed"))
-        self.k_proj = Einsum("BTD,KHD->BTKH", (K, H, D), ("kv_heads", "head_dim", "embed"))
-        self.v_proj = Einsum("BTD,KHD->BTKH", (K, H, D), ("kv_heads", "head_dim", "embed"))
-        self.o_proj = Einsum("BTNH,DNH->BTD", (D, N, H), ("embed", "heads", "head_dim"))
+        kv = ("kv_heads", "head_dim", "embed")
+        self.q_proj = Einsum("BTD,NHD->BTNH", (N, H, D), ("heads", "head_dim", "embed"), c.qkv_bias)
+        self.k_proj = Einsum("BTD,KHD->BTKH", (K, H, D), kv, c.qkv_bias)
+        self.v_proj = Einsum("BTD,KHD->BTKH", (K, H, D), kv, c.qkv_bias)
+        self.o_proj = Einsum("BTNH,DNH->BTD", (D, N, H), ("embed", "heads", "head_dim"), c.o_bias)
+        self.q_norm, self.k_norm = q_norm, k_norm
+        self.sinks = weight((N,), ("heads",)) if sinks else None
+        self.scores = Scores(c.query_scale, c.score_cap)
 
-    def __call__(
-        self, x: jax.Array, angles: Angles, rings: Rings, rows: Rows, attend: Attend, layout: Layout
-    ) -> tuple[jax.Array, Rings]:
-        q = self.q_proj(x, layout)
+    def __call__(self, x: jax.Array, call: Call) -> tuple[jax.Array, Rings]:
+        layout = call.layout
+        q, k, v = (project(x, layout) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None:
+            q = self.q_norm(q, layout)
+        if self.k_norm is not None:
+            k = self.k_norm(k, layout)
         sink_q = None
-        if angles.sinks is not None and rings[0].sinks:
-            sink_q = rope.apply_rope(q, angles.sinks)
-        q = rope.apply_rope(q, angles.own)
-        k = rope.apply_rope(self.k_proj(x, layout), angles.own)
-        out, rings = attend(q, k, self.v_proj(x, layout), rings, rows, sink_q)
+        if call.angles is not None:
+            if call.angles.sinks is not None and call.rings[0].sinks:
+                sink_q = rope.apply_rope(q, call.angles.sinks)
+            q, k = (rope.apply_rope(array, call.angles.own) for array in (q, k))
+        learned = None if self.sinks is None else self.sinks.get_value()
+        asked = Asked(q, k, v, sink_q, learned)
+        out, rings = call.attend(asked, call.rings, call.rows, self.scores)
         return self.o_proj(out, layout), rings
 
 
 class GatedMLP(nnx.Module):
-    """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x))."""
+    """A gated linear unit (arXiv:2002.05202): down(activation(gate(x)) * up(x))."""
 
     def __init__(self, c: ModelConfig) -> None:
         D, F = c.embed, c.mlp
-        self.gate_proj = Einsum("BTD,FD->BTF", (F, D), ("mlp", "embed"))
-        self.up_proj = Einsum("BTD,FD->BTF", (F, D), ("mlp", "embed"))
-        self.down_proj = Einsum("BTF,DF->BTD", (D, F), ("embed", "mlp"))
+        self.activation = c.activation
+        self.gate_proj = Einsum("BTD,FD->BTF", (F, D), ("mlp", "embed"), c.mlp_bias)
+        self.up_proj = Einsum("BTD,FD->BTF", (F, D), ("mlp", "embed"), c.mlp_bias)
+        self.down_proj = Einsum("BTF,DF->BTD", (D, F), ("embed", "mlp"), c.mlp_bias)
 
     def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
-        gate = jax.nn.silu(self.gate_proj(x, layout))
+        gate = activate(self.gate_proj(x, layout), self.activation)
         return self.down_proj(gate * self.up_proj(x, layout), layout)

@@ -1,44 +1,83 @@
 """Which families there are, and which one a config.json asks for."""
 
+import difflib
+import functools
+import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast, overload
 
-from tpuinfer.config import ModelConfig
 from tpuinfer.errors import ConfigError
-from tpuinfer.models import llama
+from tpuinfer.model_config import AnyConfig, EncoderConfig, ModelConfig
+from tpuinfer.models.bert import Bert
+from tpuinfer.models.decoder import Decoder
+from tpuinfer.models.family import Family
 
-_READERS = {"llama": llama.read_config}
-_BLUEPRINTS = {"llama": llama.Llama}
+_MODULES = (
+    "bert",
+    "llama",
+)
+"""One a family; each has a FAMILY."""
 
 
-def read_config(hf: Mapping[str, Any]) -> ModelConfig:
+@functools.cache
+def families() -> Mapping[str, Family]:
+    """Every family by name."""
+    found = [importlib.import_module(f"tpuinfer.models.{name}").FAMILY for name in _MODULES]
+    return {family.name: family for family in found}
+
+
+def family_of(config: AnyConfig) -> Family:
+    """The family of a model's numbers."""
+    return families()[config.family]
+
+
+def for_model_type(model_type: object) -> Family:
+    """The family that reads a config.json of this model_type.
+
+    Raises:
+      ConfigError: none does; names the nearest, and all.
+    """
+    known = {name: family for family in families().values() for name in family.model_types}
+    if model_type in known:
+        return known[str(model_type)]
+    near = difflib.get_close_matches(str(model_type), known, n=1, cutoff=0.0)[0]
+    raise ConfigError(
+        f"config.json has model_type {model_type!r}, which is not supported; nearest: {near}; "
+        f"supported are {', '.join(sorted(known))}"
+    )
+
+
+def read_config(hf: Mapping[str, Any]) -> AnyConfig:
     """Read a checkpoint's config.json.
 
     Raises:
-      ConfigError: the model type is not one of ours, or the config is not complete.
+      ConfigError: the model type is not one of ours, or the config is not complete, or asks for
+        what the family does not do here.
     """
-    family = hf.get("model_type")
-    reader = _READERS.get(str(family))
-    if reader is None:
-        raise ConfigError(
-            f"config.json has model_type {family!r}: supported are {', '.join(_READERS)}"
-        )
-    return reader(hf)
+    return for_model_type(hf.get("model_type")).read_config(hf)
 
 
-def build(config: ModelConfig) -> llama.Llama:
+@overload
+def build(config: ModelConfig) -> Decoder: ...
+@overload
+def build(config: EncoderConfig) -> Bert: ...
+def build(config: AnyConfig) -> Decoder | Bert:
     """The blueprint of a model: shapes and axes, no arrays."""
-    return _BLUEPRINTS[config.family](config)
+    return cast(Decoder | Bert, family_of(config).blueprint(config))
 
 
-def axis_sizes(config: ModelConfig, slots: int) -> dict[str, int]:
+def axis_sizes(config: AnyConfig, slots: int) -> dict[str, int]:
     """Size of each logical axis that a mesh may cut."""
-    return {
+    encoder = isinstance(config, EncoderConfig)
+    sizes = {
         "batch": slots,
         "embed": config.embed,
         "heads": config.heads,
-        "kv_heads": config.kv_heads,
+        "kv_heads": config.heads if encoder else config.kv_heads,
         "head_dim": config.head_dim,
         "mlp": config.mlp,
         "vocab": config.vocab,
     }
+    if not encoder and config.experts is not None:
+        sizes |= {"expert": config.experts.count, "expert_mlp": config.experts.mlp}
+    return sizes

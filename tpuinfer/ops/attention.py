@@ -44,33 +44,52 @@ class Queries(NamedTuple):
     """The queries of one program call.
 
     Attributes:
-      main: [R, K, G, T, H], rotated to their own positions, scaled by 1 / sqrt(H), in the ring's
-        dtype. sinks: the same, rotated as the sinks see them; None = as `main`.
+      main: [R, K, G, T, H], rotated to their own positions, scaled, in the ring's dtype.
+      sinks: the same, rotated as the sinks see them; None = as `main`.
       positions: [R, T] int32 position of each query.
+      cap: scores are bent to stay within +-cap (arXiv:2408.00118); None = not at all.
     """
 
     main: jax.Array
     sinks: jax.Array | None
     positions: jax.Array
+    cap: float | None = None
 
 
-def begin(q: jax.Array) -> Softmax:
-    """Nothing seen yet, for queries [R, K, G, T, H]."""
-    thin = (*q.shape[:-1], 1)
-    zeros = jnp.zeros(thin, jnp.float32)
-    return Softmax(jnp.full_like(zeros, _NEG), zeros, jnp.zeros(q.shape, jnp.float32))
+def begin(q: jax.Array, sink_logits: jax.Array | None = None) -> Softmax:
+    """Nothing seen yet, for queries [R, K, G, T, H].
+
+    Args:
+      sink_logits: [N] learned scores, one a head, of a column that has no value: they take part in
+        the softmax and in nothing else. None = there is none.
+    """
+    thin, values = (*q.shape[:-1], 1), jnp.zeros(q.shape, jnp.float32)
+    if sink_logits is not None:
+        heads = sink_logits.astype(jnp.float32).reshape(1, q.shape[1], q.shape[2], 1, 1)
+        return Softmax(jnp.broadcast_to(heads, thin), jnp.ones(thin, jnp.float32), values)
+    return Softmax(jnp.full(thin, _NEG, jnp.float32), jnp.zeros(thin, jnp.float32), values)
 
 
-def update(seen: Softmax, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> Softmax:
+def update(
+    seen: Softmax,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    valid: jax.Array,
+    cap: float | None = None,
+) -> Softmax:
     """Take in one block of columns.
 
     Args:
-      q: [R, K, G, T, H], already scaled by 1 / sqrt(H), in the dtype of k.
+      q: [R, K, G, T, H], already scaled, in the dtype of k.
       k, v: [R, K, S, H].
       valid: [R, T, S] bool, which column each query may see.
+      cap: as in `Queries`.
     """
     mask = valid[:, None, None]
     scores = jnp.einsum("RKGTH,RKSH->RKGTS", q, k, preferred_element_type=jnp.float32)
+    if cap is not None:
+        scores = cap * jnp.tanh(scores / cap)
     scores = jnp.where(mask, scores, _NEG)
     highest = jnp.maximum(seen.highest, scores.max(axis=-1, keepdims=True))
     weights = jnp.where(mask, jnp.exp(scores - highest), 0.0)
@@ -147,7 +166,7 @@ def attend_ring(
         written = (first[None, :] <= newest[:, None])[:, None, :]
         q = queries.main if queries.sinks is None else queries.sinks
         k, v = (_block(x, slots, jnp.int32(0), sinks) for x in (ring.keys, ring.values))
-        seen = update(seen, q, k, v, written & (first[None, None, :] <= at))
+        seen = update(seen, q, k, v, written & (first[None, None, :] <= at), queries.cap)
     needed = jnp.minimum(newest.max() + 1, length)
     trips = (needed + block - 1) // block
 
@@ -159,7 +178,7 @@ def attend_ring(
         if ring.window is not None:
             valid &= held > at - ring.window
         k, v = (_block(array, slots, start, block) for array in (ring.keys, ring.values))
-        return update(seen, queries.main, k, v, valid)
+        return update(seen, queries.main, k, v, valid, queries.cap)
 
     return jax.lax.fori_loop(0, trips, visit, seen)
 
@@ -187,6 +206,7 @@ def attend_chunk(
     *,
     window: int | None = None,
     sinks: jax.Array | None = None,
+    cap: float | None = None,
 ) -> Softmax:
     """Attend causally within a chunk that is not in the ring yet.
 
@@ -196,6 +216,7 @@ def attend_chunk(
       window: how many tokens a query looks back at, itself included; None = all.
       sinks: [R] how many of the chunk's first tokens all of it sees; None = none. A chunk that
         holds sinks is no longer than the ring, so they need no rotation of their own.
+      cap: as in `Queries`.
     """
     index = jnp.arange(q.shape[3], dtype=jnp.int32)
     query, key = index[None, :, None], index[None, None, :]
@@ -203,12 +224,18 @@ def attend_chunk(
     if window is not None:
         near = query - key < window
         valid &= near if sinks is None else near | (key < sinks[:, None, None])
-    return update(seen, q, k, v, valid)
+    return update(seen, q, k, v, valid, cap)
 
 
-def split_heads(q: jax.Array, kv_heads: int, dtype: jnp.dtype) -> jax.Array:
-    """[R, T, N, H] queries -> [R, K, G, T, H], scaled by 1 / sqrt(H), in the ring's dtype."""
+def split_heads(
+    q: jax.Array, kv_heads: int, dtype: jnp.dtype, scale: float | None = None
+) -> jax.Array:
+    """[R, T, N, H] queries -> [R, K, G, T, H] in the ring's dtype, scaled.
+
+    Args:
+      scale: None = 1 / sqrt(H).
+    """
     rows, width, heads, head_dim = q.shape
-    scaled = q.astype(jnp.float32) * (head_dim**-0.5)
+    scaled = q.astype(jnp.float32) * (head_dim**-0.5 if scale is None else scale)
     grouped = scaled.reshape(rows, width, kv_heads, heads // kv_heads, head_dim)
     return jnp.moveaxis(grouped, 1, 3).astype(dtype)

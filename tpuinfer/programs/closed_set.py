@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tpuinfer.models.blueprint import abstract_params
-from tpuinfer.models.llama import Llama
+from tpuinfer.models.decoder import Decoder
 from tpuinfer.platform import PlatformSettings
 from tpuinfer.programs.compile import ProgramSpec
 from tpuinfer.programs.decode import make_decode
@@ -50,7 +50,7 @@ def narrow_rows(settings: PlatformSettings, per_shard: int) -> tuple[int, ...]:
 
 
 def program_specs(
-    blueprint: Llama,
+    blueprint: Decoder,
     layout: Layout,
     state: DecodeState,
     *,

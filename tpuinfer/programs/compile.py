@@ -30,6 +30,7 @@ class ProgramSpec:
     Attributes:
       arguments: params, then the state, which is donated, then what the host sends along.
       options: XLA's own, where the platform wants some.
+      donated: which arguments are the state; none in a program that keeps none.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ProgramSpec:
     arguments: tuple[Any, ...]
     out_shardings: Any
     options: tuple[tuple[str, str], ...] = ()
+    donated: tuple[int, ...] = (1,)
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,10 @@ def use_compilation_cache(folder: Path) -> None:
 
 
 def lower(spec: ProgramSpec) -> Any:
-    """Trace a program; its second argument, the state, is donated."""
+    """Trace a program; the state, if it has one, is donated."""
     jitted = jax.jit(
         spec.function,
-        donate_argnums=1,
+        donate_argnums=spec.donated,
         out_shardings=spec.out_shardings,
         compiler_options=dict(spec.options) or None,
     )
@@ -117,7 +119,7 @@ def _compile(spec: ProgramSpec, lowered: Any, lower_seconds: float) -> Program:
     flops = cost.get("flops") if isinstance(cost, dict) else None
     entry = Entry(
         name=spec.name,
-        shapes=shapes(spec.function, spec.arguments, start=2),
+        shapes=shapes(spec.function, spec.arguments, start=1 + len(spec.donated)),
         lower_seconds=lower_seconds,
         compile_seconds=seconds,
         argument_bytes=int(memory.argument_size_in_bytes) if memory else 0,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from tpuinfer.cache.ring import RingAttention, Rows, horizons
 from tpuinfer.models.blueprint import bind
-from tpuinfer.models.llama import Llama
+from tpuinfer.models.decoder import Decoder
 from tpuinfer.ops.sampling import sample
 from tpuinfer.programs.output import Output, nothing, pack
 from tpuinfer.programs.rows import asking, pad_rows, unpad_rows
@@ -20,7 +20,7 @@ Decode = Callable[..., tuple[DecodeState, Output]]
 
 
 def make_decode(
-    blueprint: Llama,
+    blueprint: Decoder,
     layout: Layout,
     *,
     block: int,

@@ -13,7 +13,7 @@ from flax import struct
 
 from tpuinfer.cache.ring import RingAttention, Rows, horizons
 from tpuinfer.models.blueprint import bind
-from tpuinfer.models.llama import Llama
+from tpuinfer.models.decoder import Decoder
 from tpuinfer.ops.sampling import TOP, Sampled, SamplingRows, sample
 from tpuinfer.programs.output import Output, pack
 from tpuinfer.programs.rows import asking, pad_rows, unpad_rows
@@ -68,7 +68,7 @@ Prefill = Callable[
 
 
 def make_prefill(
-    blueprint: Llama, layout: Layout, *, block: int, min_rows: int, dtype: jnp.dtype
+    blueprint: Decoder, layout: Layout, *, block: int, min_rows: int, dtype: jnp.dtype
 ) -> Prefill:
     """The prefill program: (params, state, input) -> state, Output with n = 1.
 

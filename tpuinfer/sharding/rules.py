@@ -26,10 +26,33 @@ from tpuinfer.sharding.mesh import DATA, MODEL
 
 Fallback = Literal["replicate", "error"]
 
-LOGICAL_AXES = ("batch", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "length")
+LOGICAL_AXES = (
+    "batch",
+    "embed",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "mlp",
+    "vocab",
+    "expert",
+    "expert_mlp",
+    "length",
+)
 
 _TOGETHER = (("heads", "kv_heads"),)
 """Axes that are cut alike or not at all: a query head must meet its KV head on one device."""
+
+_ONLY_ON = (
+    ("batch", DATA),
+    ("embed", None),
+    ("head_dim", None),
+    ("expert", MODEL),
+    ("expert_mlp", MODEL),
+)
+"""Axes that can lie on one mesh axis only. (Rows do not travel to experts of other data shards.)"""
+
+_YIELDS_TO = {"expert_mlp": "expert"}
+"""Two axes of the same weights: the first is left whole on a mesh axis that cuts the second."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,8 @@ class ShardingRules:
             "kv_heads": MODEL,
             "mlp": MODEL,
             "vocab": MODEL,
+            "expert": MODEL,
+            "expert_mlp": MODEL,
         }
     )
     fallback: Mapping[str, Fallback] = field(default_factory=lambda: {"batch": "error"})
@@ -65,7 +90,7 @@ class ShardingRules:
                 raise MeshError(
                     f"rules put {name!r} on {mesh_axis!r}; the mesh axes are {DATA} and {MODEL}"
                 )
-        for name, allowed in (("batch", DATA), ("embed", None), ("head_dim", None)):
+        for name, allowed in _ONLY_ON:
             if self.axes.get(name) not in (None, allowed):
                 raise MeshError(
                     f"rules put {name!r} on {self.axes[name]!r}; it can lie on "
@@ -162,7 +187,14 @@ def resolve(rules: ShardingRules, mesh: Mesh, sizes: Mapping[str, int]) -> Layou
     Raises:
       MeshError: an axis does not divide and its fallback is "error"; names the nearest that does.
     """
-    decisions = {axis: _decide(axis, rules, mesh, sizes.get(axis)) for axis in LOGICAL_AXES}
+    decisions: dict[str, Decision] = {}
+    for axis in LOGICAL_AXES:
+        other = _YIELDS_TO.get(axis)
+        cut = decisions[other].mesh_axis if other else None
+        if cut and cut == rules.axes.get(axis):
+            decisions[axis] = Decision(None, 1, f"whole: {cut} cuts {other}")
+        else:
+            decisions[axis] = _decide(axis, rules, mesh, sizes.get(axis))
     for group in _TOGETHER:
         alone = [axis for axis in group if decisions[axis].shards == 1]
         for axis in group:

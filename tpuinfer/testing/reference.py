@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tpuinfer.config import ModelConfig
+from tpuinfer.model_config import ModelConfig
 
 Array = NDArray[np.float64]
 Weights = Mapping[str, NDArray[Any]]
@@ -125,7 +125,7 @@ def _view(count: int, window: int | None, ring: Ring | None) -> _View:
 
 def _attention(config: ModelConfig, own: Weights, x: Array, view: _View) -> Array:
     """Attention of [T, D], head by head: query head n reads KV head n // (N / K)."""
-    theta, positions = config.rope_theta, np.arange(len(x))
+    theta, positions = config.rope.theta, np.arange(len(x))
     group = config.heads // config.kv_heads
     result = np.zeros_like(x)
     for n in range(config.heads):

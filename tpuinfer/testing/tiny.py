@@ -15,13 +15,14 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from tpuinfer.config import EngineConfig, ModelConfig
+from tpuinfer.config import EngineConfig
 from tpuinfer.engine.build import Plan, plan_of
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.request import MAX_STOP_IDS
+from tpuinfer.model_config import ModelConfig
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, weights
-from tpuinfer.models.llama import Llama
+from tpuinfer.models.decoder import Decoder
 from tpuinfer.platform import platform_settings
 from tpuinfer.programs.closed_set import program_specs
 from tpuinfer.programs.compile import Program, ProgramSpec, compile_programs
@@ -88,7 +89,7 @@ class Tiny:
     """
 
     plan: Plan
-    blueprint: Llama
+    blueprint: Decoder
     state: DecodeState
     weights: Mapping[str, NDArray[np.float32]]
     params: Mapping[str, jax.Array]

@@ -39,8 +39,7 @@ class Detokenizer:
             return ""
         piece = table.pieces[token]
         if self._opening and piece:
-            if token in table.opening:
-                piece = piece[1:]
+            piece = table.openers.get(token, piece[1:] if token in table.opening else piece)
             self._opening = table.opening_run and not piece
         return self._decoder.decode(piece)
 

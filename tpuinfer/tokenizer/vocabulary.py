@@ -1,7 +1,7 @@
 """What a vocabulary backend offers, and the table that turns its ids back into bytes."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 WORD_MARK = "\u2581"
@@ -17,6 +17,7 @@ class TokenTable:
       control: ids that are left out of a text when special tokens are skipped.
       opening: ids that lose their first space when they open a text (the space that encoding
         put before the first word). Empty where encoding adds none.
+      openers: id -> its bytes when it opens a text, where that is another change than `opening`'s.
       opening_run: further ids of `opening` lose theirs too until there is some text.
       byte_fallback: SentencePiece's rule for bytes that are not UTF-8: each becomes one U+FFFD,
         and a control token ends the character before it. Otherwise the Unicode rule holds (one
@@ -26,6 +27,7 @@ class TokenTable:
     pieces: list[bytes]
     control: frozenset[int] = frozenset()
     opening: frozenset[int] = frozenset()
+    openers: Mapping[int, bytes] = field(default_factory=dict)
     opening_run: bool = False
     byte_fallback: bool = False
 
@@ -35,6 +37,8 @@ class Vocabulary(Protocol):
 
     Attributes:
       table: the way back.
+      has_text: False for a stand-in that has ids only and refuses text.
+      controls: the spelling of each control token -> its id.
       bos_id: the token that opens a text, where the file names one.
       eos_id: the token that ends a text, where the file names one.
       prefix_ids: what the file itself asks to put before a text.
@@ -42,13 +46,25 @@ class Vocabulary(Protocol):
     """
 
     table: TokenTable
+    has_text: bool
+    controls: Mapping[str, int]
     bos_id: int | None
     eos_id: int | None
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
 
     def encode(self, text: str, *, parse_special: bool) -> list[int]:
-        """Ids of `text`, nothing added; control-token text becomes its id if `parse_special`."""
+        """Ids of `text`, nothing added; control-token text becomes its id if `parse_special`.
+
+        Without it no id is a control token's. Other added tokens are found in any text.
+        """
+
+    def encode_cut(self, parts: Sequence[str]) -> list[int]:
+        """Ids of a text in pieces: plain text and control texts by turns, plain text first.
+
+        As `encode` of the joined text with `parse_special`, but control-token text within the
+        plain pieces stays text.
+        """
 
     def token_id(self, text: str) -> int | None:
         """The id of the token spelled exactly `text`, or None."""

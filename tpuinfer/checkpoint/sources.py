@@ -1,0 +1,205 @@
+"""A model as it can be converted: its config, the files beside the weights, parameters on request.
+
+Three kinds: a GGUF file, a Hugging Face directory of safetensors, and a checkpoint directory. What
+a model asks for that is not supported is refused here, from its config, before a weight is read.
+"""
+
+import fnmatch
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from tpuinfer.checkpoint import assemble, layout, names, published, safetensors, staging
+from tpuinfer.checkpoint.gguf import open_gguf
+from tpuinfer.checkpoint.paths import changed_at, size_of
+from tpuinfer.checkpoint.progress import Progress, silent
+from tpuinfer.errors import CheckpointError
+from tpuinfer.models import registry
+from tpuinfer.models.blueprint import weights
+
+DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
+"""What parameters may be cast to."""
+
+_TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
+_TEXTS_BELOW = ("[0-9]_*/config.json",)
+_NOT_TEXTS = ("*.index.json", layout.MANIFEST, layout.SUMS)
+_MAX_TEXT = 2**27
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter that is read when asked for.
+
+    Attributes:
+      dtype: what `read` returns, and what it is stored as.
+      read: the values, in the parameter's shape.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[], NDArray[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that can be converted.
+
+    Attributes:
+      kind: "gguf" or "safetensors": what it was published as.
+      name: of the file or directory.
+      sha256: tells it from other sources and from other states of itself.
+      dtype: what parameters become: bfloat16, float32, or auto, which is what each is published in.
+      config: config.json of what is written.
+      texts: every file that lies beside the weights, config.json among them.
+      params: by name.
+    """
+
+    kind: str
+    name: str
+    sha256: str
+    dtype: str
+    config: Mapping[str, Any]
+    texts: Mapping[str, bytes]
+    params: Mapping[str, Param]
+
+
+def open_source(
+    path: Path, dtype: str = "auto", progress: Progress = silent, sha256: str | None = None
+) -> Source:
+    """The model in a GGUF file, a Hugging Face directory or a checkpoint directory.
+
+    Args:
+      dtype: auto, bfloat16 or float32; auto is bfloat16 for a GGUF file.
+      sha256: of the source, when the caller knows it.
+
+    Raises:
+      CheckpointError: it is damaged, incomplete, or of no such kind.
+      ConfigError: its config asks for what is not supported.
+      TokenizerError: a GGUF file's vocabulary is not supported.
+    """
+    if dtype not in ("auto", *DTYPES):
+        raise CheckpointError(f"dtype is {dtype!r}: it must be auto, {' or '.join(DTYPES)}")
+    if not path.is_dir():
+        return _open_gguf(path, "bfloat16" if dtype == "auto" else dtype, progress, sha256)
+    if is_hugging_face(path):
+        return _open_hugging_face(path, dtype, sha256)
+    layout.check_directory(path)
+    return _open_checkpoint(path, dtype)
+
+
+def is_hugging_face(path: Path) -> bool:
+    """Whether a directory is one of safetensors with its config.json, and none of ours."""
+    if (path / layout.MANIFEST).exists() or not (path / layout.CONFIG).exists():
+        return False
+    return any(entry.name.endswith(".safetensors") for entry in path.iterdir())
+
+
+def _open_gguf(path: Path, dtype: str, progress: Progress, sha256: str | None) -> Source:
+    from tpuinfer.tokenizer.gguf_vocab import tokenizer_files
+
+    file = open_gguf(path)
+    dims = names.describe(file)
+    plan = names.plan(file, dims)
+    config = names.hf_config(dims, file.metadata, dtype)
+    texts = {layout.CONFIG: layout.json_bytes(config), **tokenizer_files(file.metadata)}
+    kind = DTYPES[dtype]
+
+    def reader(source: names.Source) -> Callable[[], NDArray[Any]]:
+        return lambda: names.read_param(file, source, kind)
+
+    params = {name: Param(one.shape, kind, reader(one)) for name, one in plan.items()}
+    sha256 = sha256 or staging.sha256_of(path, "read", progress)
+    return Source("gguf", path.name, sha256, dtype, config, texts, params)
+
+
+def _open_hugging_face(path: Path, dtype: str, sha256: str | None) -> Source:
+    found = layout.read_json(path / layout.CONFIG)
+    config = registry.read_config(found)
+    published.check_method(path, found)
+    family = registry.family_of(config)
+    stored = safetensors.open_directory(path)
+    tensors = published.logical(path, found, stored)
+    parts = family.hf_names(config)
+    assemble.check(path, tensors, parts, family.ignored)
+    params = {}
+    for name, weight in weights(registry.build(config)).items():
+        kind = DTYPES.get(dtype) or assemble.dtype_of(tensors, parts[name])
+        read = functools.partial(assemble.read_param, tensors, parts[name], weight.shape, kind)
+        params[name] = Param(weight.shape, kind, read)
+    texts = _texts(path)
+    sha256 = sha256 or _fingerprint(stored, texts)
+    if "quantization_config" in found:
+        found = {key: value for key, value in found.items() if key != "quantization_config"}
+        texts[layout.CONFIG] = layout.json_bytes(found)
+    return Source("safetensors", path.name, sha256, dtype, found, texts, params)
+
+
+def _open_checkpoint(path: Path, dtype: str) -> Source:
+    from tpuinfer.checkpoint import orbax_store
+
+    manifest = layout.read_manifest(path)
+    layout.check_files(path, manifest)
+    read = orbax_store.HostReader(path / layout.PARAMS)
+    params = {}
+    for name, (shape, stored) in manifest.params.items():
+        kind = DTYPES.get(dtype) or np.dtype(stored)
+        params[name] = Param(shape, kind, functools.partial(read, name, kind))
+    kept = manifest.dtype if dtype == "auto" else dtype
+    config = layout.read_json(path / layout.CONFIG)
+    return Source(manifest.kind, manifest.name, manifest.sha256, kept, config, _texts(path), params)
+
+
+def _texts(path: Path) -> dict[str, bytes]:
+    """The text files of a directory, and SentencePiece models; no code and no pickles."""
+    texts: dict[str, bytes] = {}
+    for file in sorted(path.iterdir(), key=lambda entry: entry.name):
+        if file.is_dir():
+            below = f"{file.name}/{layout.CONFIG}"
+            if _matches(below, _TEXTS_BELOW) and (path / below).exists():
+                texts[below] = _read(path / below)
+        elif _matches(file.name, _TEXTS) and not _matches(file.name, _NOT_TEXTS):
+            texts[file.name] = _read(file)
+    return texts
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if (size := size_of(path)) > _MAX_TEXT:
+            raise CheckpointError(f"{path}: has {size} bytes; at most {_MAX_TEXT} are copied")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _fingerprint(
+    tensors: Mapping[str, safetensors.StoredTensor], texts: Mapping[str, bytes]
+) -> str:
+    """Tells two states of a Hugging Face directory apart.
+
+    Of the weights it takes in names, types, shapes, places, sizes and times of change, not their
+    values: reading 140 GB to know whether they were converted already would take as long again.
+    """
+    digest = hashlib.sha256()
+    for path in sorted({tensor.path for tensor in tensors.values()}):
+        digest.update(f"{path.name} {size_of(path)} {changed_at(path)}\n".encode())
+    for name, tensor in sorted(tensors.items()):
+        place = f"{name} {tensor.dtype} {tensor.shape} {tensor.path.name} {tensor.offset}\n"
+        digest.update(place.encode())
+    for name, data in sorted(texts.items()):
+        digest.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,81 @@
+"""The three ways in which families put attention and MLP into a layer.
+
+pre-norm     x + f(norm(x))                 most families
+post-norm    x + norm(f(x))                 OLMo 2
+sandwich     x + norm(f(norm(x)))           Gemma 2 and 3
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+from flax import nnx
+
+from tpuinfer.cache.ring import Rings
+from tpuinfer.models.blocks import Attention, Call, RMSNorm
+from tpuinfer.sharding.rules import Layout
+
+
+class MLP(Protocol):
+    """[B, T, D] -> [B, T, D]: a `blocks.GatedMLP`, or a mixture of experts."""
+
+    def __call__(self, x: jax.Array, layout: Layout) -> jax.Array: ...
+
+
+MakeNorm = Callable[[], RMSNorm]
+
+
+class PreNorm(nnx.Module):
+    """Pre-norm layer.
+
+    Args:
+      scale: what the output of attention and MLP are multiplied by.
+    """
+
+    def __init__(self, attention: Attention, mlp: MLP, norm: MakeNorm, scale: float = 1.0) -> None:
+        self.input_layernorm = norm()
+        self.self_attn = attention
+        self.post_attention_layernorm = norm()
+        self.mlp = mlp
+        self.scale = scale
+
+    def __call__(self, x: jax.Array, call: Call) -> tuple[jax.Array, Rings]:
+        out, rings = self.self_attn(self.input_layernorm(x), call)
+        x = x + self._scaled(out)
+        return x + self._scaled(self.mlp(self.post_attention_layernorm(x), call.layout)), rings
+
+    def _scaled(self, x: jax.Array) -> jax.Array:
+        return x if self.scale == 1 else x * self.scale
+
+
+class PostNorm(nnx.Module):
+    """Post-norm layer: what attention and MLP give is normalised, not what they get."""
+
+    def __init__(self, attention: Attention, mlp: MLP, norm: MakeNorm) -> None:
+        self.self_attn = attention
+        self.post_attention_layernorm = norm()
+        self.mlp = mlp
+        self.post_feedforward_layernorm = norm()
+
+    def __call__(self, x: jax.Array, call: Call) -> tuple[jax.Array, Rings]:
+        out, rings = self.self_attn(x, call)
+        x = x + self.post_attention_layernorm(out)
+        return x + self.post_feedforward_layernorm(self.mlp(x, call.layout)), rings
+
+
+class Sandwich(nnx.Module):
+    """Both: what attention and MLP get and what they give is normalised."""
+
+    def __init__(self, attention: Attention, mlp: MLP, norm: MakeNorm) -> None:
+        self.input_layernorm = norm()
+        self.self_attn = attention
+        self.post_attention_layernorm = norm()
+        self.pre_feedforward_layernorm = norm()
+        self.mlp = mlp
+        self.post_feedforward_layernorm = norm()
+
+    def __call__(self, x: jax.Array, call: Call) -> tuple[jax.Array, Rings]:
+        out, rings = self.self_attn(self.input_layernorm(x), call)
+        x = x + self.post_attention_layernorm(out)
+        out = self.mlp(self.pre_feedforward_layernorm(x), call.layout)
+        return x + self.post_feedforward_layernorm(out), rings
