@@ -4,6 +4,8 @@
 mesh need that many.
 """
 
+import os
+
 import jax
 import pytest
 
@@ -15,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network what it holds
     jax.config.update("jax_platforms", config.getoption("--platform"))
     prepare_cpu_devices(8)
     jax.config.update("jax_numpy_rank_promotion", "raise")

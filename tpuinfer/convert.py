@@ -1,17 +1,17 @@
-"""`python -m tpuinfer.convert`: a GGUF file or a catalogue name to a checkpoint directory."""
+"""`python -m tpuinfer.convert`: any model to a checkpoint directory, or to Hugging Face's files."""
 
 import logging
-from typing import Literal
 
 from absl import flags
 
 from tpuinfer import flags as shared
 from tpuinfer.checkpoint import catalogue, layout
 from tpuinfer.checkpoint import convert as room
-from tpuinfer.checkpoint.fetch import fetch
-from tpuinfer.checkpoint.load import default_cache_dir
-from tpuinfer.checkpoint.paths import locate
-from tpuinfer.errors import CheckpointError, ConfigError
+from tpuinfer.checkpoint.export import export
+from tpuinfer.checkpoint.load import default_cache_dir, find
+from tpuinfer.errors import ConfigError
+from tpuinfer.models import registry
+from tpuinfer.sharding.report import render
 
 for _flag in (shared.CONFIG, shared.MODEL, shared.DTYPE, shared.CACHE_DIR, shared.VERIFY):
     flags.declare_key_flag(_flag.name)
@@ -19,36 +19,67 @@ for _flag in (shared.CONFIG, shared.MODEL, shared.DTYPE, shared.CACHE_DIR, share
 _NOT_HERE = (shared.MESH, shared.RULES, shared.SLOTS, shared.CONTEXT, shared.SHOW_SHARDING)
 
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to write; must not exist or be empty.")
+_TO = flags.DEFINE_enum(
+    "to", "orbax", ("orbax", "hf"), "A checkpoint directory, or Hugging Face's safetensors."
+)
+_LIST = flags.DEFINE_bool("list", False, "Print the model families, and the catalogue's names.")
 
 _log = logging.getLogger("tpuinfer.convert")
 
 
 def main() -> None:
-    """Convert --model into --output; --dtype float32 rounds nothing, auto stores bfloat16."""
+    """Convert --model into --output; --dtype auto keeps what is published, bfloat16 of a GGUF."""
     for flag in _NOT_HERE:
         if flag.present:
             raise ConfigError(
                 f"--{flag.name} is given, but a checkpoint is the same for every mesh and size: "
                 "give it to serve or generate"
             )
+    if _LIST.value:
+        print(f"{render(_families())}\n\n{render(_catalogue())}")
+        return
+    output: str | None = _OUTPUT.value
+    if output is None:
+        raise ConfigError("--output is not given: it names the directory to write")
+    if not shared.MODEL.present and not shared.CONFIG.present:
+        raise ConfigError("--model is not given: it names what to convert; --list shows some")
+    if _TO.value == "hf" and shared.VERIFY.value:
+        raise ConfigError("--verify checks the sums of a checkpoint directory: leave it, or --to")
     chosen = shared.settings()
-    dtype: Literal["bfloat16", "float32"] = "float32" if chosen.dtype == "float32" else "bfloat16"
-    output = _OUTPUT.value
-    assert output is not None  # the flag is marked as required
     with shared.Bars() as progress:
-        source = locate(chosen.model)
-        if source.is_dir():
-            raise CheckpointError(f"{chosen.model}: is a directory; convert reads a GGUF file")
-        if not source.exists():
-            entry = catalogue.find(chosen.model)
-            cache = shared.cache_dir() or default_cache_dir()
-            source = fetch(entry, cache / "downloads", progress)
-        target = room.convert(source, output, dtype, progress)
+        cache = shared.cache_dir() or default_cache_dir()
+        found = find(chosen.model, cache, progress)
+        if _TO.value == "hf":
+            target = export(found.path, output, chosen.dtype, progress)
+            _log.info("%s: %s, safetensors, %s", target, chosen.model, chosen.dtype)
+            return
+        target = room.convert(found.path, output, chosen.dtype, progress, sha256=found.sha256)
         if shared.VERIFY.value:
             layout.verify(target, progress)
-    _log.info("%s: %s, %s", target, chosen.model, dtype)
+        _log.info("%s: %s, %s", target, chosen.model, layout.read_manifest(target).dtype)
+
+
+def _families() -> list[tuple[str, ...]]:
+    """What can be read, a row for each family."""
+    rows: list[tuple[str, ...]] = [("family", "safetensors (model_type)", "GGUF (architecture)", "such as")]
+    rows += [
+        (
+            family.title,
+            ", ".join(family.model_types),
+            ", ".join(family.architectures) or "-",
+            ", ".join(family.examples),
+        )
+        for family in registry.families().values()
+    ]
+    return rows
+
+
+def _catalogue() -> list[tuple[str, ...]]:
+    """What is known by name, a row for each model."""
+    rows: list[tuple[str, ...]] = [("catalogue", "licence", "description")]
+    rows += [(one.name, one.licence, one.description) for one in catalogue.entries().values()]
+    return rows
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("output")
     shared.run(main)

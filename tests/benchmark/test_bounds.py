@@ -1,5 +1,7 @@
 """Bounds against numbers worked out by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tpuinfer.benchmark.bounds import Cost, Machine, model_cost
-from tpuinfer.model_config import ModelConfig
+from tpuinfer.model_config import Experts, ModelConfig
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
 
 CONFIG = ModelConfig(
@@ -64,6 +66,20 @@ def test_copies_on_a_mesh_are_read_by_each_device():
     cost = model_cost(CONFIG, params(spec, "4x2"), RING_BYTES)
     # Eight devices: the head in halves on four, the others whole on all.
     assert cost.weight_bytes == 2 * (40 * 4 + (32 + 16 + 4) * 8)
+
+
+def test_of_experts_only_the_active_ones_count():
+    """Eight experts, two active: a quarter of their FLOPs and, at the least, of their bytes."""
+    mixed = dataclasses.replace(CONFIG, experts=Experts(count=8, active=2, mlp=8))
+    shapes = {
+        **SHAPES,
+        "layers.0.mlp.experts.up_proj.weight": (8, 8, 4),
+        "layers.0.mlp.experts.up_proj.bias": (8, 8),
+    }
+    cost = model_cost(mixed, params(shapes=shapes), RING_BYTES)
+    assert cost.body == 48 + 8 * 4 * 2
+    assert cost.expert_bytes == 2 * (8 * 8 * 4 + 8 * 8)
+    assert cost.read_bytes == 2 * (32 + 16 + 4 + 40) + cost.expert_bytes / 4
 
 
 def test_decode_by_hand():

@@ -1,5 +1,7 @@
 """Blocks on a mesh give what they give on one device, whether their weights are cut or not."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +93,78 @@ def test_a_sum_over_devices_treats_every_row_alike(mesh):
     _, result = apply(out, layout, x)
     result = np.asarray(result).reshape(20, 32)
     np.testing.assert_array_equal(result, np.broadcast_to(result[:1], result.shape))
+
+
+@MESHES
+@CONFIGS
+def test_a_bias_is_added_once(config, mesh):
+    """Also where the sum goes over devices, each of which has the bias."""
+    layout = layout_of(config, mesh)
+
+    class Out(blocks.Einsum):
+        def __call__(self, x):
+            return super().__call__(x, layout)
+
+    D, F = config.embed, config.mlp
+    x = normal(4, 2, F)
+    for equation, shape, axes in (
+        ("BTF,DF->BTD", (D, F), ("embed", "mlp")),
+        ("BTF,NHF->BTNH", (config.heads, config.head_dim, F), ("heads", "head_dim", "embed")),
+    ):
+        params, result = apply(Out(equation, shape, axes, bias=True), layout, x)
+        weight = params["weight"].astype(np.float64).reshape(-1, F)
+        assert params["bias"].shape == shape[:-1]
+        expected = (x @ weight.T + params["bias"].reshape(-1)).reshape(result.shape)
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@MESHES
+@CONFIGS
+@pytest.mark.parametrize("axis", ["heads", "kv_heads"])
+def test_a_norm_over_all_heads_by_its_formula(config, mesh, axis):
+    layout = layout_of(config, mesh)
+    heads = config.heads if axis == "heads" else config.kv_heads
+
+    class Norm(blocks.FlatNorm):
+        def __call__(self, x):
+            return super().__call__(x, layout)
+
+    x = normal(4, 3, heads, config.head_dim)
+    params, result = apply(Norm(heads, config, axis), layout, x)
+    wide = x.astype(np.float64)
+    mean = (wide**2).mean(axis=(-2, -1), keepdims=True)
+    expected = wide / np.sqrt(mean + config.norm_eps) * params["weight"]
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_norm_of_each_head_by_its_formula():
+    class Norm(blocks.HeadNorm):
+        def __call__(self, x):
+            return super().__call__(x, layout_of(ODD, "1"))
+
+    x = normal(4, 3, 3, ODD.head_dim)
+    params, result = apply(Norm(ODD, offset=1.0), layout_of(ODD, "1"), x)
+    wide = x.astype(np.float64)
+    mean = (wide**2).mean(axis=-1, keepdims=True)
+    expected = wide / np.sqrt(mean + ODD.norm_eps) * (1 + params["weight"])
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "formula"),
+    [
+        ("silu", lambda x: x / (1 + math.exp(-x))),
+        ("gelu", lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2),
+        (
+            "gelu_tanh",
+            lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+        ),
+    ],
+)
+def test_nonlinearities_by_their_formulas(kind, formula):
+    x = np.linspace(-4, 4, 33, dtype=np.float32)
+    expected = [formula(float(value)) for value in x]
+    np.testing.assert_allclose(blocks.activate(jnp.asarray(x), kind), expected, atol=2e-6)
 
 
 def test_sinks_are_seen_from_the_horizon_at_most():

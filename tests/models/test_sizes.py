@@ -9,9 +9,15 @@ from tpuinfer.models import registry, sizes
 from tpuinfer.models.blueprint import weights
 
 PARAMETERS = {
+    "gemma-3-1b": 999_885_952,
+    "gpt-oss-20b": 20_914_757_184,
     "llama-3.1-8b": 8_030_261_248,
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
+    "mistral-7b": 7_241_732_096,
+    "mixtral-8x7b": 46_702_792_704,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-30b-a3b": 30_532_122_624,
     "smollm2-135m": 134_515_008,
 }
 

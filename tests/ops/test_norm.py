@@ -28,3 +28,24 @@ def test_bfloat16_is_squared_and_averaged_in_float32():
     expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5)
     assert result.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(result, np.float64), expected, rtol=2**-8)
+
+
+def test_an_offset_is_added_to_the_weight():
+    random = np.random.default_rng(2)
+    x, weight = (jnp.asarray(random.standard_normal(8), jnp.float32) for _ in range(2))
+    plain = rms_norm(x, weight + 1, 1e-3)
+    np.testing.assert_allclose(rms_norm(x, weight, 1e-3, offset=1.0), plain, rtol=1e-6)
+
+
+def test_wide_rounds_once_and_plain_twice():
+    """Gemma and OLMo 2 multiply before they round, Llama after; both are what their models do."""
+    random = np.random.default_rng(3)
+    x = jnp.asarray(random.standard_normal((64, 8)), jnp.bfloat16)
+    weight = jnp.asarray(1 + random.standard_normal(8) / 8, jnp.float32)
+    exact = np.asarray(x, np.float64)
+    exact = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-5)
+    once = jnp.asarray(exact * np.asarray(weight), jnp.bfloat16)
+    twice = jnp.asarray(exact, jnp.bfloat16) * weight.astype(jnp.bfloat16)[None]
+    np.testing.assert_array_equal(rms_norm(x, weight, 1e-5, wide=True), once)
+    np.testing.assert_array_equal(rms_norm(x, weight, 1e-5), twice)
+    assert not np.array_equal(once, twice)

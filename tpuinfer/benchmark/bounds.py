@@ -55,8 +55,11 @@ class ModelCost:
     """What a model costs per step, from its sizes and where its parts lie.
 
     Attributes:
-      body: matmul weights that every token passes. head: those that only sampled positions pass.
-      weight_bytes: read in a step, over all devices, copies counted.
+      body: matmul weights that every token passes, of experts the active ones. head: those that
+        only sampled positions pass.
+      weight_bytes: read in a step, over all devices, copies counted; those of experts apart.
+      expert_bytes: of all experts, of which a step reads those that its tokens go to, at the least
+        as few as one token's.
       ring_bytes: keys and values of one token in one layer, over all devices, copies counted.
     """
 
@@ -65,12 +68,13 @@ class ModelCost:
     head: int
     weight_bytes: int
     ring_bytes: float
+    expert_bytes: int = 0
 
     def decode(self, rows: int, position: float) -> Cost:
         """One token for each of `rows`, with `position` tokens in each row's rings."""
         seen = self._seen(position)
         return Cost(
-            self.weight_bytes + rows * seen * self.ring_bytes,
+            self.read_bytes + rows * seen * self.ring_bytes,
             rows * (2 * (self.body + self.head) + seen * self._per_key()),
         )
 
@@ -78,9 +82,16 @@ class ModelCost:
         """One prompt in one pass, of which only the last position is sampled."""
         seen = sum(self._seen(position) for position in range(1, tokens + 1))
         return Cost(
-            self.weight_bytes + tokens * self.config.layers * self.ring_bytes,
+            self.read_bytes + tokens * self.config.layers * self.ring_bytes,
             2 * (tokens * self.body + self.head) + seen * self._per_key(),
         )
+
+    @property
+    def read_bytes(self) -> float:
+        """The weights that no step can do without."""
+        experts = self.config.experts
+        share = experts.active / experts.count if experts else 0
+        return self.weight_bytes + self.expert_bytes * share
 
     def _seen(self, position: float) -> float:
         """Keys that one query looks at, summed over the layers."""
@@ -105,13 +116,20 @@ def model_cost(config: ModelConfig, params: Mapping[str, Any], ring_bytes: float
         for name, param in params.items()
         if name != _EMBEDDING or config.tie_embeddings  # else a step reads a few rows of it
     }
-    matmuls = {name: math.prod(p.shape) for name, p in read.items() if len(p.shape) > 1}
+    experts = {name for name in read if ".experts." in name}
+    active = config.experts.active / config.experts.count if config.experts else 0
+    matmuls = {
+        name: round(math.prod(param.shape) * (active if name in experts else 1))
+        for name, param in read.items()
+        if name.endswith(".weight") and len(param.shape) > 1
+    }
     return ModelCost(
         config,
         body=sum(size for name, size in matmuls.items() if name != head),
         head=matmuls[head],
-        weight_bytes=sum(_bytes(param) for param in read.values()),
+        weight_bytes=sum(_bytes(param) for name, param in read.items() if name not in experts),
         ring_bytes=ring_bytes,
+        expert_bytes=sum(_bytes(read[name]) for name in experts),
     )
 
 

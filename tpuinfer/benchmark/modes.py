@@ -205,7 +205,7 @@ def _batch_seconds(subject: Subject, items: list[workload.Item], slots: int) -> 
     All prompts share one read of the weights, and every decode step has all slots busy.
     """
     prompts = [subject.cost.prefill(len(item.prompt)) for item in items]
-    prefilling = Cost(subject.cost.weight_bytes, sum(cost.flops for cost in prompts))
+    prefilling = Cost(subject.cost.read_bytes, sum(cost.flops for cost in prompts))
     decoded = sum(item.new_tokens - 1 for item in items)
     positions = sum(
         (item.new_tokens - 1) * (len(item.prompt) + item.new_tokens / 2) for item in items

@@ -21,6 +21,7 @@ from tpuinfer.engine import build
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.engine import Tokenizer
 from tpuinfer.errors import ConfigError
+from tpuinfer.model_config import ModelConfig
 from tpuinfer.models import registry, sizes
 from tpuinfer.models.blueprint import abstract_params
 from tpuinfer.sharding.rules import load_rules
@@ -59,7 +60,7 @@ class Subject:
         return {
             "name": self.name,
             "dtype": self.plan.dtype,
-            "weight_bytes_read": self.cost.weight_bytes,
+            "weight_bytes_read": self.cost.read_bytes,
             "peer": None if self.peer is None else self.peer.settings,
         }
 
@@ -127,6 +128,7 @@ def _plan(
     if random_weights:
         hf_config = sizes.find(random_weights)
         config = registry.read_config(hf_config)
+        assert isinstance(config, ModelConfig), "sizes.toml holds decoders"
         rules = load_rules(chosen.rules) if chosen.rules else None
         return build.plan_of(config, mesh=mesh, rules=rules, dtype=dtype, engine=engine), hf_config
     plan = build.make_plan(

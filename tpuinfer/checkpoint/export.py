@@ -143,16 +143,20 @@ def _write_weights(
 
 
 def _shards(planned: Sequence[_Planned]) -> Iterator[list[_Planned]]:
-    """Tensors of each file, in order."""
+    """Tensors of each file: the wide types first, so that all are aligned."""
     shard: list[_Planned] = []
     held = 0
     for tensor in planned:
         if shard and held + tensor.nbytes > SHARD_BYTES:
-            yield shard
+            yield sorted(shard, key=_width)
             shard, held = [], 0
         shard.append(tensor)
         held += tensor.nbytes
-    yield shard
+    yield sorted(shard, key=_width)
+
+
+def _width(tensor: _Planned) -> int:
+    return -tensor.dtype.itemsize
 
 
 def _header(shard: Sequence[_Planned]) -> bytes:

@@ -15,7 +15,7 @@ from tpuinfer.errors import CheckpointError, TpuinferError
 from tpuinfer.models import registry
 
 if TYPE_CHECKING:
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
 PATTERNS = (
     "*.safetensors",
@@ -167,11 +167,11 @@ def _page(repo: str) -> str:
     return f"{ENDPOINT}/{repo}"
 
 
-def _bar(label: str, total: int, progress: Progress) -> "type[tqdm[Any]]":
+def _bar(label: str, total: int, progress: Progress) -> "type[tqdm]":
     """A bar for huggingface_hub that draws nothing and tells `progress` of the bytes."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "file": io.StringIO(), "disable": False})
 

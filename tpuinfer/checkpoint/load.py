@@ -4,14 +4,16 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpuinfer.checkpoint import catalogue, layout, staging
+from tpuinfer.checkpoint import catalogue, hub, layout, staging
 from tpuinfer.checkpoint.convert import convert
 from tpuinfer.checkpoint.fetch import fetch
 from tpuinfer.checkpoint.paths import is_remote, locate
 from tpuinfer.checkpoint.progress import Progress, silent
+from tpuinfer.checkpoint.sources import is_hugging_face, open_source
 from tpuinfer.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -27,6 +29,21 @@ def default_cache_dir() -> Path:
     return Path(platformdirs.user_cache_dir("tpuinfer"))
 
 
+@dataclass(frozen=True)
+class Found:
+    """Where a model's files are.
+
+    Attributes:
+      path: a checkpoint directory, a Hugging Face directory or a GGUF file.
+      name: what a conversion of it is called.
+      sha256: of the files, where that is known without reading them.
+    """
+
+    path: Path
+    name: str
+    sha256: str | None = None
+
+
 def resolve(
     model: str | os.PathLike[str],
     *,
@@ -37,43 +54,74 @@ def resolve(
     """The checkpoint directory that `model` stands for, fetched and converted once if need be.
 
     Args:
-      model: a checkpoint directory (local or object storage), a GGUF file, or a catalogue name.
-        What has a slash or a model file's suffix, or else exists, is a path; the catalogue wins
-        over a directory of the same name, and ./NAME says the directory.
-      dtype: what a conversion stores: auto, which is bfloat16, or bfloat16, or float32, which
-        rounds nothing. A directory is taken as it is.
+      model: as `find` takes it.
+      dtype: what a GGUF file is converted to: auto, which is bfloat16, or bfloat16, or float32,
+        which rounds nothing. Anything else is kept as it was published.
       cache_dir: where downloads and conversions go; None is `default_cache_dir()`.
       progress: told how far downloads and conversions are.
 
     Raises:
       CheckpointError: it is missing, damaged, of a kind that cannot be read, or the name is not
         known.
+      ConfigError: its config asks for what is not supported.
     """
     if dtype not in ("auto", "bfloat16", "float32"):
         raise CheckpointError(f"dtype is {dtype!r}: it must be auto, bfloat16 or float32")
-    stored = "bfloat16" if dtype == "auto" else dtype
     cache = locate(cache_dir) if cache_dir is not None else default_cache_dir()
+    stored = "bfloat16" if dtype == "auto" else dtype
+    if not _is_path(model) and (entry := catalogue.entries().get(os.fspath(model))) is not None:
+        kind = "auto" if entry.files else stored
+        target = _converted(cache, entry.name, entry.member_sha256, kind)
+        if layout.is_whole(target):
+            return target
+    found = find(model, cache, progress)
+    path, sha256 = found.path, found.sha256
+    if path.is_dir():
+        if not is_hugging_face(path):
+            layout.check_directory(path)
+            return path
+        stored = "auto"
+        sha256 = sha256 or open_source(path).sha256
+    sha256 = sha256 or _sha256_once(path, cache, progress)
+    target = _converted(cache, found.name, sha256, stored)
+    if layout.is_whole(target):
+        return target
+    return convert(path, target, stored, progress, sha256=sha256)
+
+
+def find(model: str | os.PathLike[str], cache: Path, progress: Progress = silent) -> Found:
+    """The files that `model` names, downloaded into `cache` if need be.
+
+    Args:
+      model: a checkpoint directory or a Hugging Face directory (local or object storage), a GGUF
+        file, a catalogue name, or a name on Hugging Face's hub, org/name or org/name@revision. What
+        exists or has a model file's suffix is a path; the catalogue wins over a directory of the
+        same name, and ./NAME says the directory.
+
+    Raises:
+      CheckpointError: it is missing, cannot be downloaded, or the name is not known.
+      ConfigError: the config of what would be downloaded asks for what is not supported.
+    """
     text = os.fspath(model)
     if not _is_path(model):
-        return _from_catalogue(text, stored, cache, progress)
+        entry = catalogue.find(text)
+        return Found(fetch(entry, cache / "downloads", progress), entry.name, entry.member_sha256)
     path = locate(text)
     if not path.exists():
+        if isinstance(model, str) and hub.is_name(text) and not text.endswith(_FILE_SUFFIXES):
+            return Found(hub.download(text, cache / "hub", progress), text.replace("/", "--"))
         raise CheckpointError(
             f"{text}: no such file or directory; a model is a checkpoint directory, a GGUF file or "
             f"a catalogue name ({', '.join(sorted(catalogue.entries()))})"
         )
     if path.is_dir():
-        layout.check_directory(path)
-        return path
+        return Found(path, path.name)
     if is_remote(text):
         raise CheckpointError(f"{text}: a file in object storage; download it or convert it first")
     if path.suffix in _FILE_SUFFIXES and path.suffix != ".gguf":
-        raise CheckpointError(f"{text}: {path.suffix} files cannot be read; GGUF files can")
-    sha256 = _sha256_once(path, cache, progress)
-    target = _converted(cache, path.stem, sha256, stored)
-    if layout.is_whole(target):
-        return target
-    return convert(path, target, stored, progress, sha256=sha256)
+        more = "; pass the directory that it lies in" if path.suffix == ".safetensors" else ""
+        raise CheckpointError(f"{text}: {path.suffix} files cannot be read; GGUF files can{more}")
+    return Found(path, path.stem)
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -121,17 +169,9 @@ def _is_path(model: str | os.PathLike[str]) -> bool:
     return model not in catalogue.entries() and os.path.exists(model)
 
 
-def _from_catalogue(name: str, dtype: str, cache: Path, progress: Progress) -> Path:
-    entry = catalogue.find(name)
-    target = _converted(cache, entry.name, entry.member_sha256, dtype)
-    if layout.is_whole(target):
-        return target
-    source = fetch(entry, cache / "downloads", progress)
-    return convert(source, target, dtype, progress, sha256=entry.member_sha256)
-
-
 def _converted(cache: Path, name: str, sha256: str, dtype: str) -> Path:
-    return cache / "checkpoints" / f"{name[:80]}-{sha256[:16]}-{dtype}"
+    safe = re.sub(r"[^\w.-]", "-", name)[:80]
+    return cache / "checkpoints" / f"{safe}-{sha256[:16]}-{dtype}"
 
 
 def _sha256_once(path: Path, cache: Path, progress: Progress) -> str:

@@ -10,14 +10,17 @@ import jax
 
 from tpuinfer.cache.spec import RING_AXES, RingSpec, ring_length, view
 from tpuinfer.checkpoint import load as checkpoint_load
+from tpuinfer.checkpoint.pooling import read_pooling
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.config import EngineConfig, check_dtype
 from tpuinfer.engine.device import DeviceRunner
+from tpuinfer.engine.encoder import EncoderPlan, encoder_plan_of
 from tpuinfer.engine.engine import Engine
+from tpuinfer.engine.memory import as_mesh_error
 from tpuinfer.engine.request import MAX_STOP_IDS
 from tpuinfer.engine.warmup import WarmUp
-from tpuinfer.errors import CheckpointError, ConfigError, MeshError
-from tpuinfer.model_config import ModelConfig
+from tpuinfer.errors import CheckpointError, ConfigError
+from tpuinfer.model_config import EncoderConfig, ModelConfig
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, weights
 from tpuinfer.platform import PlatformSettings, for_context, platform_settings
@@ -110,13 +113,47 @@ def make_plan(
     """Find the model (fetching and converting it once if need be) and lay it out on the mesh.
 
     Raises:
-      CheckpointError, ConfigError, MeshError: what cannot work, before any weight is read.
+      CheckpointError, ConfigError, MeshError: what cannot work, before any weight is read; an
+        encoder is a ConfigError.
     """
+    plan = make_any_plan(
+        model,
+        mesh=mesh,
+        rules=rules,
+        dtype=dtype,
+        engine=engine,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+    if isinstance(plan, EncoderPlan):
+        raise ConfigError(
+            f"{model} is an encoder ({plan.config.family}): it makes vectors of texts, and no "
+            f'text; nearest: in Python, LLM("{model}").embed(texts)'
+        )
+    return plan
+
+
+def make_any_plan(
+    model: str | Path,
+    *,
+    mesh: str | int = 1,
+    rules: str | Path | ShardingRules | None = None,
+    dtype: str = "auto",
+    engine: EngineConfig | None = None,
+    cache_dir: Path | None = None,
+    progress: Progress = silent,
+) -> Plan | EncoderPlan:
+    """As `make_plan`, of a model that makes text or of one that makes vectors."""
     asked = check_dtype(dtype)
     prepare_cpu_devices(parse_mesh(mesh).size)
     table = rules if isinstance(rules, ShardingRules) else load_rules(rules) if rules else None
     path = checkpoint_load.resolve(model, dtype=asked, cache_dir=cache_dir, progress=progress)
     config = registry.read_config(checkpoint_load.read_config(path))
+    if isinstance(config, EncoderConfig):
+        pooling = read_pooling(path)
+        return encoder_plan_of(
+            config, pooling, path=path, mesh=mesh, rules=table, dtype=asked, engine=engine
+        )
     plan = plan_of(config, mesh=mesh, rules=table, dtype=asked, engine=engine)
     return dataclasses.replace(plan, path=path)
 
@@ -194,7 +231,7 @@ def load(
     try:
         params = checkpoint_load.load_params(plan.path, shapes)
     except jax.errors.JaxRuntimeError as error:
-        raise _as_mesh_error(error, plan) from error
+        raise as_mesh_error(error, plan.placements(), _smaller(plan)) from error
     runner = start(plan, params, cache_dir=cache_dir, progress=progress)
     engine = Engine(
         runner,
@@ -236,7 +273,7 @@ def start(
         )
         compile_programs(specs, progress, ready=WarmUp(runner, plan.config.vocab).add)
     except jax.errors.JaxRuntimeError as error:
-        raise _as_mesh_error(error, plan) from error
+        raise as_mesh_error(error, plan.placements(), _smaller(plan)) from error
     runner.guard = CompileGuard(plan.engine.strict_compile)
     return runner
 
@@ -289,13 +326,9 @@ def _contexts(
     return tuple(contexts)
 
 
-def _as_mesh_error(error: Exception, plan: Plan) -> MeshError:
-    text = " ".join(str(error).split())
-    if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
-        return MeshError(f"the device failed: {text[:300]}")
-    need = sum(row.bytes_per_device for row in plan.placements())
-    return MeshError(
-        f"out of device memory: weights and rings take {need / 1e9:.2f} GB per device; fewer slots "
-        f"(now {plan.slots.slots}), a shorter context (now {plan.context}) or a larger mesh need "
-        "less"
+def _smaller(plan: Plan) -> str:
+    """What would need less memory than this plan."""
+    return (
+        f"fewer slots (now {plan.slots.slots}), a shorter context (now {plan.context}) or a larger "
+        "mesh need less"
     )

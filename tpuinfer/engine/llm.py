@@ -1,13 +1,18 @@
 """`LLM`: the engine as three lines of Python. Names follow vLLM's where they fit."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tpuinfer.checkpoint.progress import silent
 from tpuinfer.config import EngineConfig
-from tpuinfer.engine import build
+from tpuinfer.engine import build, encoder
+from tpuinfer.engine.device import DeviceRunner
+from tpuinfer.engine.embed import Embedder, Vector
+from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.request import (
     CompletionOutput,
     Delta,
@@ -28,7 +33,7 @@ _UNBOUNDED = 2**31
 
 
 class LLM:
-    """A model on a mesh, ready to generate.
+    """A model on a mesh, ready to generate, or an encoder, ready to embed.
 
     >>> llm = LLM("smollm2-135m-instruct", mesh="2x4")            # doctest: +SKIP
     >>> llm.generate(["The sky is"], SamplingParams(temperature=0))[0].outputs[0].text
@@ -70,7 +75,7 @@ class LLM:
         """
         watch = progress or silent
         cache = None if cache_dir is None else Path(cache_dir).expanduser()
-        plan = build.make_plan(
+        plan = build.make_any_plan(
             model,
             mesh=mesh,
             rules=rules,
@@ -79,21 +84,80 @@ class LLM:
             cache_dir=cache,
             progress=watch,
         )
-        self._take(build.load(plan, max_waiting=_UNBOUNDED, cache_dir=cache, progress=watch))
+        if isinstance(plan, encoder.EncoderPlan):
+            self._take(encoder.load_encoder(plan, cache_dir=cache, progress=watch))
+        else:
+            self._take(build.load(plan, max_waiting=_UNBOUNDED, cache_dir=cache, progress=watch))
 
     @classmethod
-    def from_loaded(cls, loaded: build.Loaded) -> "LLM":
-        """An LLM over an engine that is loaded already."""
+    def from_loaded(cls, loaded: build.Loaded | encoder.LoadedEncoder) -> "LLM":
+        """An LLM over an engine, or an encoder, that is loaded already."""
         llm = cls.__new__(cls)
         llm._take(loaded)
         return llm
 
-    def _take(self, loaded: build.Loaded) -> None:
+    def _take(self, loaded: build.Loaded | encoder.LoadedEncoder) -> None:
         self.plan = loaded.plan
         self.tokenizer = loaded.tokenizer
-        self._engine = loaded.engine
-        self._runner = loaded.runner
+        self._does: Engine | Embedder
+        self._runner: DeviceRunner | Embedder
+        if isinstance(loaded, encoder.LoadedEncoder):
+            self._does = self._runner = loaded.embedder
+        else:
+            self._does, self._runner = loaded.engine, loaded.runner
         self._ids = itertools.count()
+
+    @property
+    def _engine(self) -> Engine:
+        if isinstance(self._does, Embedder):
+            raise RequestError(
+                f"this model is an encoder ({self.plan.config.family}): it makes vectors of texts, "
+                "and no text; nearest: LLM.embed(texts)"
+            )
+        return self._does
+
+    @property
+    def _embedder(self) -> Embedder:
+        if not isinstance(self._does, Embedder):
+            raise RequestError(
+                "this model makes text, and no vectors; nearest: LLM.generate, or an encoder such "
+                "as LLM('all-minilm-l6-v2')"
+            )
+        return self._does
+
+    def embed(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        *,
+        truncate: bool = False,
+        prompt: str | None = None,
+    ) -> Vector:
+        """One vector for each text, as the encoder's own files say (pooling, normalisation).
+
+        Args:
+          texts: one or several, each a string or a list of token ids with the special ones.
+          truncate: cut texts that are longer than `plan.context` tokens; otherwise they are errors.
+          prompt: the name of the checkpoint's prompt to put before each string, such as "query";
+            None = the one that the checkpoint names as its default, mostly none.
+
+        Returns:
+          [number of texts, D] float32, in the order of the texts.
+
+        Raises:
+          RequestError: a text cannot be encoded as asked, or the model is no encoder.
+        """
+        found = list(self.embed_stream(_as_list(texts), truncate=truncate, prompt=prompt))
+        return np.stack(found) if found else np.zeros((0, self.plan.config.embed), np.float32)
+
+    def embed_stream(
+        self, texts: Iterable[Prompt], *, truncate: bool = False, prompt: str | None = None
+    ) -> Iterator[Vector]:
+        """As `embed`, one vector [D] after the other; holds a few batches of texts, never all.
+
+        Raises:
+          RequestError: as `embed`, when the text in question is reached.
+        """
+        return self._embedder.stream(texts, truncate=truncate, prompt=prompt)
 
     def generate(
         self,
@@ -110,15 +174,17 @@ class LLM:
           on_delta: called with (index of the prompt, delta) as text arrives.
 
         Raises:
-          RequestError: a prompt or a parameter cannot be served; then nothing is generated.
+          RequestError: a prompt or a parameter cannot be served, and then nothing is generated; or
+            the model is an encoder.
         """
+        engine = self._engine
         several = _as_list(prompts)
         texts = [prompt if isinstance(prompt, str) else None for prompt in several]
         ids = [
             self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
             for prompt in several
         ]
-        return self._run(texts, ids, sampling_params, on_delta)
+        return self._run(engine, texts, ids, sampling_params, on_delta)
 
     def chat(
         self,
@@ -132,15 +198,17 @@ class LLM:
         Raises:
           RequestError: as `generate`, or the chat template refuses the messages.
         """
+        engine = self._engine
         if not messages:
             raise RequestError("messages is empty: give at least one", param="messages")
         conversations: Any = [messages] if isinstance(messages[0], Mapping) else messages
         texts = [self.tokenizer.apply_chat_template(one) for one in conversations]
         ids = [self.tokenizer.encode_chat(one) for one in conversations]
-        return self._run(texts, ids, sampling_params, on_delta)
+        return self._run(engine, texts, ids, sampling_params, on_delta)
 
     def _run(
         self,
+        engine: Engine,
         texts: Sequence[str | None],
         ids: Sequence[list[int]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
@@ -152,16 +220,16 @@ class LLM:
         answers = [CompletionOutput(0) for _ in ids]
         try:
             for name, prompt, how in zip(names, ids, params, strict=True):
-                self._engine.add(Request(name, prompt, how))
-            while self._engine.has_work:
-                for delta in self._engine.step():
+                engine.add(Request(name, prompt, how))
+            while engine.has_work:
+                for delta in engine.step():
                     position = index[delta.request_id]
                     _extend(answers[position], delta)
                     if on_delta:
                         on_delta(position, delta)
         except BaseException:
             for name in names:
-                self._engine.abort(name)
+                engine.abort(name)
             raise
         return [
             RequestOutput(name, text, list(prompt), [answer], True)

@@ -14,7 +14,10 @@ from tpuinfer.models.family import Family
 
 _MODULES = (
     "bert",
+    "gpt_oss",
     "llama",
+    "mixtral",
+    "qwen3_moe",
 )
 """One a family; each has a FAMILY."""
 
@@ -68,16 +71,15 @@ def build(config: AnyConfig) -> Decoder | Bert:
 
 def axis_sizes(config: AnyConfig, slots: int) -> dict[str, int]:
     """Size of each logical axis that a mesh may cut."""
-    encoder = isinstance(config, EncoderConfig)
     sizes = {
         "batch": slots,
         "embed": config.embed,
         "heads": config.heads,
-        "kv_heads": config.heads if encoder else config.kv_heads,
+        "kv_heads": config.heads if isinstance(config, EncoderConfig) else config.kv_heads,
         "head_dim": config.head_dim,
         "mlp": config.mlp,
         "vocab": config.vocab,
     }
-    if not encoder and config.experts is not None:
+    if isinstance(config, ModelConfig) and config.experts is not None:
         sizes |= {"expert": config.experts.count, "expert_mlp": config.experts.mlp}
     return sizes

@@ -36,9 +36,7 @@ class ControlText:
         """`text` in pieces, plain text and control texts by turns, plain text first and last."""
         return self._whole.split(text)
 
-    def cut_rendered(
-        self, given: Any, text: str, render: Callable[[Any], str]
-    ) -> list[str] | None:
+    def cut_rendered(self, given: Any, text: str, render: Callable[[Any], str]) -> list[str] | None:
         """The rendered text in pieces as from `cut`, where users' control text is plain text.
 
         A template may also put a control token together from parts of what users wrote ("<|im_" and

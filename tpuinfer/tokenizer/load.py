@@ -1,56 +1,98 @@
 """A checkpoint directory -> its tokenizer, by the files and keys Hugging Face checkpoints hold."""
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tpuinfer.errors import TokenizerError
+from tpuinfer.tokenizer import wordpiece
+from tpuinfer.tokenizer.no_vocabulary import NoVocabulary
 from tpuinfer.tokenizer.sentencepiece_model import AddedToken, SentencePieceVocabulary
-from tpuinfer.tokenizer.template import ChatTemplate
+from tpuinfer.tokenizer.template_files import read_templates
 from tpuinfer.tokenizer.tokenizer import Tokenizer
 from tpuinfer.tokenizer.tokenizer_json import JsonVocabulary
 from tpuinfer.tokenizer.vocabulary import Vocabulary
 
+_log = logging.getLogger(__name__)
+
 _CONFIG = "tokenizer_config.json"
 
+_NOT_READ = ("vocab.json", "merges.txt", "spiece.model", "tekken.json", "tokenizer.tiktoken")
+"""Vocabularies in forms that are not read here: naming them beats serving bare ids."""
 
-def load_tokenizer(directory: str | Path) -> Tokenizer:
+
+def load_tokenizer(
+    directory: str | Path,
+    *,
+    chat_template: str | Path | None = None,
+    vocab_size: int | None = None,
+) -> Tokenizer:
     """The tokenizer of the checkpoint in `directory`.
 
-    Reads `tokenizer.json` or else `tokenizer.model`; `tokenizer_config.json` (and the older
-    `special_tokens_map.json`) for special tokens and the chat template; `chat_template.jinja`,
-    which wins over the template there; `generation_config.json` and `config.json` for end tokens.
-    Only the first of these is required.
+    Reads `tokenizer.json`, or else `tokenizer.model`, or else BERT's `vocab.txt`;
+    `tokenizer_config.json` (and the older `special_tokens_map.json`) for special tokens; the chat
+    templates, see `template_files.read_templates`; `generation_config.json` and `config.json` for
+    end tokens. Only the first of these is required.
+
+    Args:
+      chat_template: a file with the chat template to use instead of the checkpoint's own.
+      vocab_size: the model's; a checkpoint without any vocabulary then gives a tokenizer that takes
+        ids only (`Tokenizer.has_text` is False), where it is an error otherwise.
 
     Raises:
       TokenizerError: a file is missing or damaged, or names a token that the vocabulary lacks.
     """
     folder = Path(directory)
     config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / _CONFIG)
-    vocabulary = _vocabulary(folder, config)
     special = dict(_special_tokens(config))
+    spellings = {*special.values(), *_more_special(config)}
+    vocabulary = _vocabulary(folder, config, spellings, vocab_size)
+    if not vocabulary.has_text:
+        return Tokenizer(vocabulary, eos_ids=_eos_ids(folder, None))
     bos_id = _named_id(vocabulary, special, config, "bos_token", vocabulary.bos_id)
     eos_id = _named_id(vocabulary, special, config, "eos_token", vocabulary.eos_id)
-    source = _template_source(folder, config)
+    override = None if chat_template is None else Path(chat_template).expanduser()
+    templates = read_templates(folder, config, special, override)
     return Tokenizer(
         vocabulary=vocabulary,
         bos_id=bos_id,
         eos_ids=_eos_ids(folder, eos_id),
         prefix_ids=_surround(config, "add_bos_token", bos_id, vocabulary.prefix_ids),
         suffix_ids=_surround(config, "add_eos_token", eos_id, vocabulary.suffix_ids),
-        template=None if source is None else ChatTemplate(source, special),
+        template=templates.plain,
+        tool_template=templates.tools,
     )
 
 
-def _vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
-    if (folder / "tokenizer.json").is_file():
-        return JsonVocabulary(folder / "tokenizer.json")
-    if (folder / "tokenizer.model").is_file():
-        return SentencePieceVocabulary(folder / "tokenizer.model", _added_tokens(config))
-    raise TokenizerError(
-        f"{folder}: has no tokenizer; it must hold tokenizer.json or tokenizer.model"
-    )
+def _vocabulary(
+    folder: Path, config: Mapping[str, Any], special: Collection[str], size: int | None
+) -> Vocabulary:
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        return JsonVocabulary(_read_text(path), path, special)
+    path = folder / "tokenizer.model"
+    if path.is_file():
+        return SentencePieceVocabulary(path, _added_tokens(config), special)
+    path = folder / "vocab.txt"
+    if path.is_file():
+        return JsonVocabulary(wordpiece.tokenizer_json(_read_text(path), config), path, special)
+    others = [name for name in _NOT_READ if (folder / name).exists()]
+    if others or size is None:
+        what = f"its vocabulary is {', '.join(others)}" if others else "has no tokenizer"
+        raise TokenizerError(
+            f"{folder}: {what}; it must hold tokenizer.json, tokenizer.model or vocab.txt"
+        )
+    _log.warning("%s: has no tokenizer: prompts and answers are token ids only", folder)
+    return NoVocabulary(size)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path}: not a readable {path.name} ({error})") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -74,11 +116,27 @@ def _special_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield key, text
 
 
+def _more_special(config: Mapping[str, Any]) -> Iterator[str]:
+    """Special tokens that have no name of their own."""
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        value = config.get(key) or ()
+        for entry in value.values() if isinstance(value, dict) else value:
+            text = entry.get("content") if isinstance(entry, dict) else entry
+            if isinstance(text, str):
+                yield text
+    for entry in _added_tokens(config).values():
+        if entry.special:
+            yield entry.content
+
+
 def _added_tokens(config: Mapping[str, Any]) -> dict[int, AddedToken]:
     entries = config.get("added_tokens_decoder") or {}
     try:
         return {
-            int(token): AddedToken(entry["content"], bool(entry.get("special")))
+            int(token): AddedToken(
+                entry["content"],
+                *(bool(entry.get(flag)) for flag in ("special", "lstrip", "rstrip")),
+            )
             for token, entry in entries.items()
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -125,27 +183,3 @@ def _surround(
     if wanted and token is None:
         raise TokenizerError(f"{_CONFIG}: {key} is {wanted} but no such token is named")
     return (token,) if wanted and token is not None else ()
-
-
-def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The chat template's text: a file of its own, a string, or the "default" of a named list."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TokenizerError(f"{path}: cannot be read ({error})") from error
-    value = config.get("chat_template")
-    if value is None or isinstance(value, str):
-        return value
-    try:
-        named = {entry["name"]: str(entry["template"]) for entry in value}
-    except (KeyError, TypeError) as error:
-        raise TokenizerError(
-            f"{_CONFIG}: chat_template must be a string or a list of {{name, template}}"
-        ) from error
-    if "default" not in named:
-        raise TokenizerError(
-            f"{_CONFIG}: chat_template names {', '.join(named) or 'nothing'}; one must be 'default'"
-        )
-    return named["default"]

@@ -6,12 +6,14 @@ Hugging Face documents for `apply_chat_template`.
 """
 
 import datetime
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
@@ -35,29 +37,51 @@ class ChatTemplate:
     Args:
       source: the jinja2 text.
       special_tokens: "bos_token", "eos_token", ... -> text, as the template sees them.
+      name: what to call it in errors.
 
     Raises:
       TokenizerError: `source` is not a template.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str] | None = None,
+        name: str = "chat template",
+    ) -> None:
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment.from_string(source)
+            self._reads = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise TokenizerError(
-                f"chat template: line {error.lineno}: {error.message}; it must be a jinja2 template"
+                f"{name}: line {error.lineno}: {error.message}; it must be a jinja2 template"
             ) from error
         self._special_tokens = dict(special_tokens or {})
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, **extra: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **extra: Any,
     ) -> str:
-        """The prompt text for `messages`; `extra` names further template variables.
+        """The prompt text for `messages`.
+
+        Args:
+          tools: what the model may call, as JSON schemas; None or empty = nothing.
+          extra: further variables of the template.
 
         Raises:
-          RequestError: the template refuses the messages, or fails on them.
+          RequestError: the template has no use for the tools or for a variable, refuses the
+            messages, or fails on them.
         """
-        variables = {"tools": None, "documents": None, **self._special_tokens, **extra}
+        if tools:
+            self._check_reads("tools")
+        for name in extra:
+            self._check_reads(name)
+        variables = {"documents": None, **self._special_tokens, **extra, "tools": tools or None}
         variables["messages"] = [dict(message) for message in messages]
         variables["add_generation_prompt"] = add_generation_prompt
         try:
@@ -67,6 +91,15 @@ class ChatTemplate:
             raise RequestError(
                 f"the model's chat template refuses these messages: {reason}", param="messages"
             ) from error
+
+    def _check_reads(self, name: str) -> None:
+        """Refuse what the template would drop without a word."""
+        if name in self._reads:
+            return
+        known = sorted(self._reads - {"messages", "add_generation_prompt"})
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"nearest: {near[0]}" if near else f"it reads {', '.join(known) or 'messages only'}"
+        raise RequestError(f"the model's chat template takes no {name}; {hint}", param=name)
 
 
 def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:

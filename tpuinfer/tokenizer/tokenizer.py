@@ -1,10 +1,12 @@
 """The tokenizer of one model: text to ids, ids to text, messages to prompts."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tpuinfer.errors import RequestError
+from tpuinfer.tokenizer.control import ControlText
 from tpuinfer.tokenizer.detokenize import Detokenizer
 from tpuinfer.tokenizer.template import ChatTemplate
 from tpuinfer.tokenizer.vocabulary import Vocabulary
@@ -21,6 +23,7 @@ class Tokenizer:
       prefix_ids: put before a text by `encode`.
       suffix_ids: put after a text by `encode`.
       template: how messages become a prompt, if the model says.
+      tool_template: the same for conversations that offer tools; None = `template`.
     """
 
     vocabulary: Vocabulary
@@ -29,6 +32,7 @@ class Tokenizer:
     prefix_ids: tuple[int, ...] = ()
     suffix_ids: tuple[int, ...] = ()
     template: ChatTemplate | None = None
+    tool_template: ChatTemplate | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -36,11 +40,16 @@ class Tokenizer:
         return len(self.vocabulary.table.pieces)
 
     @property
+    def has_text(self) -> bool:
+        """False for a checkpoint without a vocabulary: ids in, ids out, and all texts are empty."""
+        return self.vocabulary.has_text
+
+    @property
     def has_chat_template(self) -> bool:
         return self.template is not None
 
     def encode(
-        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True
+        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False
     ) -> list[int]:
         """The ids of `text`.
 
@@ -48,11 +57,12 @@ class Tokenizer:
           text: what to encode.
           add_special_tokens: put BOS (and EOS) around it where the model asks for them; a text that
             already begins (ends) with them gets no second one.
-          parse_special: control-token text such as "<|im_start|>" becomes that token, as in
-            Hugging Face and vLLM; otherwise it is plain text.
+          parse_special: control-token text such as "<|im_start|>" becomes that token. Otherwise it
+            is plain text like any other: what strangers write can give no control token.
 
         Raises:
-          RequestError: `text` has a lone surrogate, which is no character.
+          RequestError: `text` has a lone surrogate, which is no character, or there is no
+            vocabulary.
         """
         _check_unicode(text)
         ids = self.vocabulary.encode(text, parse_special=parse_special)
@@ -87,6 +97,7 @@ class Tokenizer:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         **extra: Any,
     ) -> str:
@@ -95,44 +106,72 @@ class Tokenizer:
         Args:
           messages: {"role": ..., "content": ...}; content may be a string or a list of
             {"type": "text", "text": ...} parts, which are joined by newlines (as in vLLM).
+          tools: what the model may call, as JSON schemas in the form its template knows.
           add_generation_prompt: end with the opening of the assistant's answer.
           extra: further variables of the template (such as enable_thinking).
 
         Raises:
-          RequestError: there is no template or no message, content is not text, or the template
-            refuses the messages.
+          RequestError: there is no template or no message, content is not text, the template knows
+            no tools or no such variable, or it refuses the messages.
         """
-        if self.template is None:
-            raise RequestError(
-                "this model has no chat template, so it takes no messages; "
-                "nearest: a plain completion",
-                param="messages",
-            )
-        if not messages:
-            raise RequestError("messages is empty: at least one is needed", param="messages")
-        flat = [_flatten(message, index) for index, message in enumerate(messages)]
-        return self.template.render(flat, add_generation_prompt=add_generation_prompt, **extra)
+        return self._render(_checked(messages, tools, extra), add_generation_prompt)
 
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         **extra: Any,
     ) -> list[int]:
-        """The prompt ids for a conversation: the rendered template, control tokens parsed.
+        """The prompt ids for a conversation: as rendered, the template's control tokens parsed.
 
-        The template alone decides on BOS. As in Hugging Face and vLLM, control-token text that a
-        user types into a message becomes that token: callers who take messages from strangers and
-        mind must filter them first.
+        The template alone decides on BOS. Control-token text within messages, tools and `extra`
+        stays plain text; see `control`.
 
         Raises:
           RequestError: as for `apply_chat_template` and `encode`.
         """
-        text = self.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, **extra
+        given = _checked(messages, tools, extra)
+        render = functools.partial(self._render, add_generation_prompt=add_generation_prompt)
+        text = render(given)
+        _check_unicode(text)
+        parts = self._control.cut_rendered(given, text, render)
+        if parts is None:
+            return self.vocabulary.encode(text, parse_special=True)
+        return self.vocabulary.encode_cut(parts)
+
+    @functools.cached_property
+    def _control(self) -> ControlText:
+        return ControlText(self.vocabulary.controls)
+
+    def _render(self, given: Mapping[str, Any], add_generation_prompt: bool) -> str:
+        """The text for what `_checked` made."""
+        template = self.tool_template if given["tools"] and self.tool_template else self.template
+        if template is None:
+            raise RequestError(
+                "this model has no chat template, so it takes no messages; nearest: a plain "
+                "completion, or --chat-template FILE (chat_template= in Python)",
+                param="messages",
+            )
+        return template.render(
+            given["messages"],
+            add_generation_prompt=add_generation_prompt,
+            tools=given["tools"],
+            **given["extra"],
         )
-        return self.encode(text, add_special_tokens=False, parse_special=True)
+
+
+def _checked(
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything that callers hand to the template, contents as strings."""
+    if not messages:
+        raise RequestError("messages is empty: at least one is needed", param="messages")
+    flat = [_flatten(message, index) for index, message in enumerate(messages)]
+    return {"messages": flat, "tools": tools, "extra": dict(extra)}
 
 
 def _check_unicode(text: str) -> None:

@@ -1,12 +1,13 @@
 """The backend for `tokenizer.json`, the format of the `tokenizers` library.
 
-Byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM) and SentencePiece-like files (Gemma, Llama 2, Mistral)
-are understood; other decoders are refused by name.
+Byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM, GPT-OSS), SentencePiece-like files (Gemma, Llama 2,
+Mistral, Phi-3) and WordPiece (BERT) are understood; other decoders are refused by name.
 """
 
 import functools
 import json
 import re
+from collections.abc import Collection, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer as HfTokenizer
 
 from tpuinfer.errors import TokenizerError
+from tpuinfer.tokenizer.literal_twin import LiteralTwin
 from tpuinfer.tokenizer.vocabulary import WORD_MARK, TokenTable, opening_ids
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -22,20 +24,35 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class JsonVocabulary:
     """A `tokenizer.json`; see `vocabulary.Vocabulary` for the attributes and methods.
 
+    Args:
+      text: the file's contents.
+      path: where they come from, for errors.
+      special: spellings that the checkpoint's other files call special; those among the file's
+        added tokens are control tokens whatever the file itself says.
+
     Raises:
-      TokenizerError: the file cannot be read, or decodes in a way that is not known.
+      TokenizerError: the contents are damaged, or decode in a way that is not known.
     """
 
-    def __init__(self, path: Path) -> None:
+    has_text = True
+
+    def __init__(self, text: str, path: Path, special: Collection[str] = ()) -> None:
         try:
-            text = path.read_text(encoding="utf-8")
+            value = json.loads(text)
+            if _make_special(value, special):
+                text = json.dumps(value)
             self._tokenizer = HfTokenizer.from_str(text)
-            decoder = json.loads(text).get("decoder")
+            decoder = value.get("decoder")
         except Exception as error:  # the library raises bare Exception for a malformed file
             raise TokenizerError(f"{path}: not a readable tokenizer.json ({error})") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.table = _table(self._tokenizer, _decoder_steps(decoder), path)
+        self.controls = {
+            token.content: token_id
+            for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
+            if token.special and token.content
+        }
         probe = self._tokenizer.encode("a", add_special_tokens=True)
         added = list(zip(probe.ids, probe.special_tokens_mask, strict=True))
         self.prefix_ids = _leading_special(added)
@@ -44,21 +61,31 @@ class JsonVocabulary:
         self.eos_id: int | None = None
 
     def encode(self, text: str, *, parse_special: bool) -> list[int]:
-        tokenizer = self._tokenizer if parse_special else self._literal
-        return tokenizer.encode(text, add_special_tokens=False).ids
+        if not parse_special:
+            return self._literal.encode([text])
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_cut(self, parts: Sequence[str]) -> list[int]:
+        return self._literal.encode(parts)
 
     def token_id(self, text: str) -> int | None:
         return self._tokenizer.token_to_id(text)
 
     @functools.cached_property
-    def _literal(self) -> HfTokenizer:
-        """A twin that reads control-token text as plain text: the choice is state in the library.
+    def _literal(self) -> LiteralTwin:
+        return LiteralTwin(self._tokenizer.to_str(), self.controls)
 
-        Two copies rather than one whose flag flips, so that threads may share a tokenizer.
-        """
-        twin = HfTokenizer.from_str(self._tokenizer.to_str())
-        twin.encode_special_tokens = True
-        return twin
+
+def _make_special(value: dict[str, Any], special: Collection[str]) -> bool:
+    """Mark the added tokens that are in `special`; returns whether any was not yet."""
+    plain = [
+        entry
+        for entry in value.get("added_tokens") or ()
+        if entry["content"] in special and not entry["special"]
+    ]
+    for entry in plain:
+        entry["special"] = True
+    return bool(plain)
 
 
 def _leading_special(added: list[tuple[int, int]]) -> tuple[int, ...]:
@@ -83,11 +110,13 @@ def _table(tokenizer: HfTokenizer, steps: list[dict[str, Any]], path: Path) -> T
         for step in steps
         if step["type"] == "Replace" and step.get("content") == " "
     }
+    if kinds == ["WordPiece"]:
+        return _word_pieces(tokenizer, steps[0])
     byte_level = "ByteLevel" in kinds
     if not byte_level and marks != {WORD_MARK}:
         raise TokenizerError(
-            f"{path}: decoder {'+'.join(kinds) or 'none'} is not known; "
-            "ByteLevel and SentencePiece-like decoders (Metaspace, or Replace of U+2581) are"
+            f"{path}: decoder {'+'.join(kinds) or 'none'} is not known; ByteLevel, WordPiece and "
+            "SentencePiece-like decoders (Metaspace, or Replace of U+2581) are"
         )
     byte_fallback = "ByteFallback" in kinds
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -96,13 +125,38 @@ def _table(tokenizer: HfTokenizer, steps: list[dict[str, Any]], path: Path) -> T
         pieces[token] = (
             _byte_level_bytes(text) if byte_level else _marked_bytes(text, byte_fallback)
         )
-    added = tokenizer.get_added_tokens_decoder()
     return TokenTable(
         pieces=pieces,
-        control=frozenset(token for token, entry in added.items() if entry.special),
+        control=_control_ids(tokenizer),
         opening=opening_ids(pieces) if any(map(_strips_first_space, steps)) else frozenset(),
         byte_fallback=byte_fallback,
     )
+
+
+def _control_ids(tokenizer: HfTokenizer) -> frozenset[int]:
+    added = tokenizer.get_added_tokens_decoder()
+    return frozenset(token for token, entry in added.items() if entry.special)
+
+
+def _word_pieces(tokenizer: HfTokenizer, step: dict[str, Any]) -> TokenTable:
+    """WordPiece (Schuster and Nakajima, 2012): a space before each token but continuations.
+
+    The library decodes token by token, so its tidying of punctuation (" ." to ".") is a matter of
+    each token too, and asking it for every token after an empty one gives its bytes.
+    """
+    prefix = step["prefix"]
+    decoder = tokenizer.decoder
+    assert decoder is not None
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    pieces = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    openers = {}
+    for text, token in vocabulary.items():
+        pieces[token] = decoder.decode(["", text]).encode()
+        openers[token] = decoder.decode([text]).encode()
+        if not text.startswith(prefix) and pieces[token] == b" " + openers[token]:
+            del openers[token]
+    opening = opening_ids(pieces) - openers.keys()
+    return TokenTable(pieces, _control_ids(tokenizer), opening, openers)
 
 
 def _strips_first_space(step: dict[str, Any]) -> bool:

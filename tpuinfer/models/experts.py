@@ -1,0 +1,118 @@
+"""A mixture of experts in place of a layer's MLP: the modules around `ops.experts`.
+
+Letters: B rows, T tokens per row, D embed, E experts, F mlp of each.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tpuinfer.model_config import ModelConfig
+from tpuinfer.models.blocks import Axes, activate
+from tpuinfer.models.blueprint import weight
+from tpuinfer.ops import experts, linear
+from tpuinfer.platform import platform_settings
+from tpuinfer.sharding.reduce import reduce_model
+from tpuinfer.sharding.rules import Layout
+
+
+class Stack(nnx.Module):
+    """A weight whose last dimension is contracted, and a bias along the others, if there is one."""
+
+    def __init__(self, shape: tuple[int, ...], axes: Axes, bias: bool) -> None:
+        self.axes = axes
+        self.weight = weight(shape, axes)
+        self.bias = weight(shape[:-1], axes[:-1]) if bias else None
+
+    def values(self) -> tuple[jax.Array, jax.Array | None]:
+        return self.weight.get_value(), None if self.bias is None else self.bias.get_value()
+
+    def specs(self, layout: Layout) -> tuple[Any, Any]:
+        """Where `values` lie."""
+        return layout.spec(self.axes), None if self.bias is None else layout.spec(self.axes[:-1])
+
+
+class Experts(nnx.Module):
+    """The experts' weights; each is a gated linear unit.
+
+    A mesh axis cuts them by number ("expert"), or each of them within ("expert_mlp").
+    """
+
+    def __init__(self, embed: int, count: int, mlp: int, bias: bool) -> None:
+        D, E, F = embed, count, mlp
+        self.gate_proj = Stack((E, F, D), ("expert", "expert_mlp", "embed"), bias)
+        self.up_proj = Stack((E, F, D), ("expert", "expert_mlp", "embed"), bias)
+        self.down_proj = Stack((E, D, F), ("expert", "embed", "expert_mlp"), bias)
+
+    def stacks(self) -> tuple[Stack, Stack, Stack]:
+        return self.gate_proj, self.up_proj, self.down_proj
+
+
+class Mixture(nnx.Module):
+    """Each token goes to the best few of E experts; their outputs are weighted and summed.
+
+    Every device routes all of its rows, in float32, and runs what it has of the experts;
+    `reduce_model` adds up the devices.
+
+    Args:
+      clamped: the experts' gate is GPT-OSS's; otherwise it is activation(gate) * up.
+    """
+
+    def __init__(self, c: ModelConfig, *, clamped: bool = False) -> None:
+        assert c.experts is not None
+        self.sizes, self.activation, self.clamped = c.experts, c.activation, clamped
+        self.router = Stack((c.experts.count, c.embed), (None, "embed"), c.mlp_bias)
+        self.experts = Experts(c.embed, c.experts.count, c.experts.mlp, c.mlp_bias)
+
+    def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        maps = (self.router, *self.experts.stacks())
+        rows = layout.spec(("batch", None, "embed"))
+
+        def local(x: jax.Array, values: Any) -> jax.Array:
+            flat = x.reshape(-1, x.shape[-1])
+            routing = self._route(flat, *values[0])
+            partial = self._mix(flat, routing, values[1:], layout).astype(x.dtype)
+            for axis in ("expert_mlp", "expert"):
+                if (mesh_axis := layout.mesh_axis(axis)) is not None:
+                    partial = reduce_model(partial, mesh_axis, layout.rules.reduce)
+            return partial.reshape(x.shape)
+
+        placed = jax.shard_map(
+            local,
+            mesh=layout.mesh,
+            in_specs=(rows, tuple(one.specs(layout) for one in maps)),
+            out_specs=rows,
+            check_vma=False,
+        )
+        result: jax.Array = placed(x, tuple(one.values() for one in maps))
+        return result
+
+    def _route(self, x: jax.Array, value: jax.Array, bias: jax.Array | None) -> experts.Routing:
+        logits = linear.project(x, value)
+        if bias is not None:
+            logits = logits + bias[None].astype(jnp.float32)
+        return experts.route(logits, self.sizes.active, self.sizes.normalise)
+
+    def _mix(
+        self, x: jax.Array, routing: experts.Routing, values: Any, layout: Layout
+    ) -> jax.Array:
+        """The sum over what this device has of the experts, [X, D] float32."""
+        (gate, gate_bias), (up, up_bias), (down, down_bias) = values
+        within, first = layout.mesh_axis("expert_mlp"), 0
+        if within is not None and down_bias is not None:
+            # Each device has a part of every sum, and the bias is to be added once.
+            down_bias = jnp.where(jax.lax.axis_index(within) == 0, down_bias, 0)
+        if (cut := layout.mesh_axis("expert")) is not None:
+            first = jax.lax.axis_index(cut) * gate.shape[0]
+        weights = experts.Weights(gate, up, down, gate_bias, up_bias, down_bias)
+        enough = platform_settings(layout.mesh.devices.flat[0].platform).ragged_rows
+        form = experts.dense if enough is None or x.shape[0] < enough else experts.ragged
+        return form(x, routing, weights, self._gate, first)
+
+    def _gate(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        if self.clamped:
+            return experts.clamped_swiglu(gate, up)
+        return activate(gate, self.activation) * up
