@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import jax
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from tpuinfer.sharding import reduce as reduce_module
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
 from tpuinfer.sharding.reduce import reduce_model
 
@@ -45,6 +47,23 @@ def in_device_order(parts):
 def test_the_values_tell_orders_apart():
     parts = draw(8, ROWS, D)
     assert (in_device_order(parts) != in_device_order(parts[::-1])).any()
+
+
+@pytest.mark.parametrize("columns", [64, 36])
+def test_pieces_are_filled_up_to_whole_units(mesh, columns):
+    """What the TPU needs, on devices that do not: the same sums, and nothing of the filling."""
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=P("model"), out_specs=P("model"), check_vma=False)
+    def filled(parts):
+        return reduce_module._scatter(parts[0], "model", unit=16)[None]
+
+    parts = draw(8, ROWS, columns)
+    held = np.asarray(filled(parts))
+    assert held.shape == parts.shape
+    scale = np.abs(parts).max(0)
+    assert (np.abs(held - parts.astype(np.float64).sum(0)) <= 1e-6 * scale).all()
+    assert re.search(rf"f32\[{ROWS},16\] = reduce_scatter", str(jax.make_jaxpr(filled)(parts)))
 
 
 @pytest.mark.parametrize("mode", ["scatter", "exact"])

@@ -5,11 +5,16 @@ depends on which slot a row sits in. Cutting along embed instead (reduce-scatter
 the same bytes) gives every row the same order.
 """
 
+import functools
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 Mode = Literal["scatter", "exact"]
+
+_TPU_PIECE = 256
+"""Columns. Of a reduce-scatter in smaller or odd pieces the TPU compiler makes an all-reduce."""
 
 
 def reduce_model(partial: jax.Array, mesh_axis: str, mode: Mode = "scatter") -> jax.Array:
@@ -26,11 +31,27 @@ def reduce_model(partial: jax.Array, mesh_axis: str, mode: Mode = "scatter") -> 
         psum_scatter          D 0:2       D 2:4       D 4:6       D 6:8     each the sum over all
         all_gather            D 0:8 everywhere
     """
-    shards = jax.lax.axis_size(mesh_axis)
-    if mode == "scatter" and partial.shape[-1] % shards == 0:
-        last = partial.ndim - 1
-        piece = jax.lax.psum_scatter(partial, mesh_axis, scatter_dimension=last, tiled=True)
-        return jax.lax.all_gather(piece, mesh_axis, axis=last, tiled=True)
+    if mode == "exact":
+        return _exact(partial, mesh_axis)
+    divides = partial.shape[-1] % jax.lax.axis_size(mesh_axis) == 0
+    return jax.lax.platform_dependent(
+        partial,
+        tpu=functools.partial(_scatter, mesh_axis=mesh_axis, unit=_TPU_PIECE),
+        default=functools.partial(_scatter if divides else _exact, mesh_axis=mesh_axis),
+    )
+
+
+def _scatter(partial: jax.Array, mesh_axis: str, unit: int = 1) -> jax.Array:
+    """Each device sums one piece, a multiple of `unit` columns (zeros fill it up); all get all."""
+    last, size = partial.ndim - 1, partial.shape[-1]
+    fill = -size % (jax.lax.axis_size(mesh_axis) * unit)
+    if fill:
+        partial = jnp.pad(partial, [(0, 0)] * last + [(0, fill)])
+    piece = jax.lax.psum_scatter(partial, mesh_axis, scatter_dimension=last, tiled=True)
+    return jax.lax.all_gather(piece, mesh_axis, axis=last, tiled=True)[..., :size]
+
+
+def _exact(partial: jax.Array, mesh_axis: str) -> jax.Array:
     parts = jax.lax.all_gather(partial, mesh_axis, axis=0)
     total = parts[0]
     for part in parts[1:]:
