@@ -12,6 +12,9 @@ import doors
 import pytest
 import tiny_model
 
+from tpuinfer.checkpoint import catalogue
+from tpuinfer.models import registry
+
 ENGINE = ("--context", "32", "--slots", "2", "--max-tokens", "8")
 """One prefill program and one decode program: a second to compile."""
 
@@ -181,8 +184,8 @@ def flip(path: Path) -> None:
 def test_a_flipped_byte_fails_verification(gguf, own_checkpoint):
     verify = ("--model", str(gguf), "--output", str(own_checkpoint), "--verify")
     assert doors.run("convert", *verify).code == 0
-    weights = own_checkpoint / "params/state/ocdbt.process_0/d"
-    largest = max(weights.iterdir(), key=lambda path: path.stat().st_size)
+    files = (path for path in (own_checkpoint / "params").rglob("*") if path.is_file())
+    largest = max(files, key=lambda path: path.stat().st_size)
     flip(largest)
     name = largest.relative_to(own_checkpoint).as_posix()
     refused(doors.run("convert", *verify), 4, f"{own_checkpoint}: {name} is damaged")
@@ -198,12 +201,42 @@ def test_what_convert_cannot_do_is_one_line(gguf, checkpoint, tmp_path):
     taken = ("--output", str(tmp_path))
     (tmp_path / "mine.txt").write_text("dear")
     refused(doors.run("convert", "--model", str(gguf)), 2, "--output")
-    refused(doors.run("convert", "--model", str(gguf), *taken), 4, "already exists")
-    refused(doors.run("convert", "--model", str(checkpoint), *taken), 4, "is a directory")
-    refused(doors.run("convert", "--model", "none/such", *taken), 4, "'none/such'")
+    refused(doors.run("convert", *taken), 2, "--model is not given", "--list")
+    refused(doors.run("convert", "--model", str(gguf), *taken, "--to", "gguf"), 2, "orbax|hf")
+    refused(doors.run("convert", "--model", str(gguf), *taken, "--to", "hf", "--verify"), 2, "--to")
+    for model in (str(gguf), str(checkpoint)):
+        for to in ("orbax", "hf"):
+            result = doors.run("convert", "--model", model, *taken, "--to", to)
+            refused(result, 4, "already exists")
+    refused(doors.run("convert", "--model", "none/such", *taken), 4, "none/such: no such file")
     refused(doors.run("convert", "--model", str(gguf), "--output", "gs://b/x"), 4, "local")
     refused(doors.run("convert", "--model", str(gguf), *taken, "--mesh", "2x4"), 2, "--mesh")
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_checkpoint_goes_out_and_comes_back(checkpoint, model, answers, tmp_path):
+    out, back = tmp_path / "out", tmp_path / "back"
+    made = doors.run("convert", "--model", str(checkpoint), "--output", str(out), "--to", "hf")
+    assert (made.code, made.out) == (0, "")
+    assert made.err == f"{out}: {checkpoint}, safetensors, auto\n"
+    assert (out / "model.safetensors").is_file()
+    made = doors.run("convert", "--model", str(out), "--output", str(back), "--verify")
+    assert (made.code, made.err) == (0, f"{back}: {out}, auto\n")
+    assert (back / "config.json").read_bytes() == (checkpoint / "config.json").read_bytes()
+    said = doors.run("generate", *model, "--model", str(out), "--prompt", "hello", "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["outputs"] == answers[0]["outputs"]
+
+
+def test_the_list_holds_every_family_and_model():
+    result = doors.run("convert", "--list")
+    assert (result.code, result.err) == (0, "")
+    families, models = (part.splitlines() for part in result.out.split("\n\n"))
+    assert len(families) == 1 + len(registry.families())
+    for family, line in zip(registry.families().values(), families[1:], strict=True):
+        assert line.startswith(family.title)
+        assert all(name in line for name in (*family.model_types, *family.architectures))
+    assert [line.split()[0] for line in models[1:]] == list(catalogue.entries())
 
 
 def test_a_port_in_use_is_said_before_the_model_is_looked_at():
@@ -238,6 +271,14 @@ def test_one_prompt_prints_its_text(model, answers):
     assert "layers.*.self_attn.q_proj.weight" in table
     assert "layers.*.ring.keys" in table
     assert rest.partition("\n")[2] == answers[0]["outputs"][0]["text"] + "\n"
+
+
+def test_memory_is_shown_by_group(model):
+    done = doors.run("generate", *model, "--prompt", "hello", "--show-memory")
+    assert (done.code, done.err) == (0, "")
+    table, _, _ = done.out.partition("\ntotal ")
+    kinds = {line.split()[0] for line in table.splitlines()}
+    assert kinds == {"memory", "weights", "rings", "state", "scratch"}
 
 
 def test_a_prompt_beyond_the_context_is_one_line(model):
@@ -288,3 +329,8 @@ def test_a_server_may_be_stopped_while_it_loads(model, tmp_path):
         server.send(signal.SIGTERM)
         done = server.result()
     assert (done.code, done.out, len(done.err.splitlines())) == (0, "", 1)
+
+
+def test_a_chat_template_that_cannot_be_read_is_one_line(model, tmp_path):
+    given = ("--chat", "--prompt", "x", "--chat-template", str(tmp_path / "none.jinja"))
+    refused(doors.run("generate", *model, *given), 5, "none.jinja: cannot be read")

@@ -54,7 +54,7 @@ _UNREAD = {
 }
 """Mode -> flags that mean nothing to it; one that is given all the same is refused."""
 
-_NEVER_READ = ("verify", "show-sharding", "show-programs")
+_NEVER_READ = ("chat-template", "verify", "show-sharding", "show-memory", "show-programs")
 
 
 def main(mode: str) -> None:

@@ -16,7 +16,10 @@ from tpuinfer.sharding.report import render
 for _flag in (shared.CONFIG, shared.MODEL, shared.DTYPE, shared.CACHE_DIR, shared.VERIFY):
     flags.declare_key_flag(_flag.name)
 
-_NOT_HERE = (shared.MESH, shared.RULES, shared.SLOTS, shared.CONTEXT, shared.SHOW_SHARDING)
+_NOT_HERE = (
+    *(shared.MESH, shared.RULES, shared.SLOTS, shared.CONTEXT),
+    *(shared.SHOW_SHARDING, shared.SHOW_MEMORY, shared.SHOW_PROGRAMS),
+)
 
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to write; must not exist or be empty.")
 _TO = flags.DEFINE_enum(

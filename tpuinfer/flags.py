@@ -26,7 +26,9 @@ _DEFAULT = Settings()
 
 CONFIG = flags.DEFINE_string("config", None, "TOML file with any of the settings below.")
 MODEL = flags.DEFINE_string(
-    "model", _DEFAULT.model, "Catalogue name, checkpoint directory, or GGUF file."
+    "model",
+    _DEFAULT.model,
+    "Catalogue name, directory (ours or Hugging Face's), GGUF file, or org/name on the hub.",
 )
 MESH = flags.DEFINE_string(
     "mesh", _DEFAULT.mesh, "8 (model=8), 2x4 (data=2, model=4) or data=2,model=4."
@@ -61,9 +63,15 @@ STRICT_COMPILE = flags.DEFINE_bool(
 CACHE_DIR = flags.DEFINE_string(
     "cache-dir", None, "Where models and compiled programs are kept; default: the user's cache."
 )
+CHAT_TEMPLATE = flags.DEFINE_string(
+    "chat-template", None, "File with a jinja2 chat template; default: the model's own."
+)
 VERIFY = flags.DEFINE_bool("verify", False, "Check the checkpoint's SHA-256 sums before loading.")
 SHOW_SHARDING = flags.DEFINE_bool(
     "show-sharding", False, "Print where each weight and ring lies, its bytes, and why."
+)
+SHOW_MEMORY = flags.DEFINE_bool(
+    "show-memory", False, "Print what takes the memory of a device: weights, rings, scratch."
 )
 SHOW_PROGRAMS = flags.DEFINE_bool(
     "show-programs", False, "Print every program with its shapes, its memory and what it cost."
@@ -107,7 +115,7 @@ def load(chosen: Settings, engine: EngineConfig, *, max_waiting: int = 2**31) ->
       TpuinferError: one line that names what is wrong.
     """
     from tpuinfer.checkpoint import layout
-    from tpuinfer.engine import build
+    from tpuinfer.engine import build, footprint
     from tpuinfer.programs import manifest
     from tpuinfer.sharding import report
 
@@ -125,7 +133,15 @@ def load(chosen: Settings, engine: EngineConfig, *, max_waiting: int = 2**31) ->
             layout.verify(plan.path, progress)
         if SHOW_SHARDING.value:
             print(report.render(report.table(plan.placements())), flush=True)
-        loaded = build.load(plan, max_waiting=max_waiting, cache_dir=cache_dir(), progress=progress)
+        loaded = build.load(
+            plan,
+            chat_template=CHAT_TEMPLATE.value,
+            max_waiting=max_waiting,
+            cache_dir=cache_dir(),
+            progress=progress,
+        )
+    if SHOW_MEMORY.value:
+        print(footprint.render(footprint.shares(plan, loaded.runner.manifest)), flush=True)
     if SHOW_PROGRAMS.value:
         print(manifest.render(loaded.runner.manifest), flush=True)
     return loaded

@@ -1,7 +1,7 @@
 """The numbers that define a model, as its config.json gives them. Plain data; knows no jax."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tpuinfer.errors import ConfigError
@@ -139,6 +139,21 @@ class ModelConfig:
                 f"it needs one per layer, {self.layers}, each 0 or more"
             )
 
+    def settled(self, context: int) -> "ModelConfig":
+        """The model that is run with this many tokens of context, whatever a text's own length.
+
+        longrope has divisors for contexts up to the original one and others beyond it: a longer
+        context takes the latter from the first token on, so that no key has to turn anew.
+        """
+
+        def one(rope: Rope) -> Rope:
+            beyond = rope.original is not None and context > rope.original
+            return replace(rope, short=rope.long) if beyond and rope.kind == "longrope" else rope
+
+        return replace(
+            self, rope=one(self.rope), local_rope=self.local_rope and one(self.local_rope)
+        )
+
     def window(self, layer: int) -> int | None:
         """How many tokens a layer looks back at, itself included; None = all."""
         return (self.windows[layer] or None) if self.windows else None
@@ -150,7 +165,7 @@ class ModelConfig:
         return self.local_rope if self.local_rope and self.window(layer) else self.rope
 
 
-PoolingMode = Literal["cls", "mean", "mean_sqrt_len", "max", "last"]
+PoolingMode = Literal["cls", "last", "mean", "mean_sqrt_len", "weighted_mean"]
 
 
 @dataclass(frozen=True)
@@ -158,8 +173,9 @@ class Pooling:
     """How the vectors of a text's tokens become one vector, as an encoder's checkpoint states it.
 
     Attributes:
-      mode: the first token's ("cls"), the last one's, the largest of each number ("max"), or their
-        mean; "mean_sqrt_len" divides their sum by the square root of their number.
+      mode: the first token's ("cls"), the last one's, or their mean; "mean_sqrt_len" divides their
+        sum by the square root of their number, "weighted_mean" weighs the first once, the second
+        twice, and so on (arXiv:2202.08904).
       normalise: scale the vector to length 1.
       max_tokens: tokens a text may have, special ones included; None = all that the encoder takes.
       lowercase: turn texts into lower case before anything else.

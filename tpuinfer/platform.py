@@ -9,12 +9,12 @@ tokens at a time (MiniLM, 32 wide, per padded token: 318 us with 1 row, 203 with
 and the library that has the fast dots must not have the reductions, whose bits change with the
 number of rows.
 
-Mixtures of experts on the CPU: ragged products have no kernel there and take 3 to 9 times as long
+Mixtures of experts on the CPU: ragged products have no kernel there and take 2.5 to 9 times as long
 as all experts computing all rows (8 of 512 x 1024, 2 active, bf16: 9.3 against 1.7 ms for 4 rows,
-58 against 23 for 128), and in float32 their bits change with the number of rows. On a TPU a weight
-that has been read is good for some 240 rows (v5e: 197 TFLOP/s, 819 GB/s): with fewer, all experts
-cost no more than reading them. (Reckoned, not yet run. GPUs stay dense too: XLA has no kernel for
-ragged products there.)
+58 against 23 for 128), and in float32 their bits may change with the number of rows. On a TPU a
+weight that has been read is good for some 240 rows (v5e: 197 TFLOP/s, 819 GB/s): with fewer, all
+experts cost no more than reading them. (Reckoned, not yet run. GPUs stay dense until they are
+measured.)
 """
 
 import dataclasses

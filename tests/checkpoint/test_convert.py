@@ -8,10 +8,10 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 import tpuinfer.tokenizer.gguf_vocab as gguf_vocab
-from tpuinfer.checkpoint import layout, names, orbax_store
+from tpuinfer.checkpoint import assemble, gguf_config, layout, orbax_store
 from tpuinfer.checkpoint.convert import convert
-from tpuinfer.checkpoint.gguf import open_gguf
 from tpuinfer.checkpoint.load import load_params, read_config
+from tpuinfer.checkpoint.sources import open_source
 from tpuinfer.errors import CheckpointError, TokenizerError
 
 
@@ -31,13 +31,11 @@ def test_parameters_survive_the_round_trip(
     llama_file: Path, tmp_path: Path, dtype: str, kind: type
 ) -> None:
     path = convert(llama_file, tmp_path / "out", dtype)
-    file = open_gguf(llama_file)
-    plan = names.plan(file, names.describe(file))
+    source = open_source(llama_file, "float32")
     params = read_back(path, dtype)
-    assert params.keys() == plan.keys()
-    for name, source in plan.items():
-        wanted = names.read_param(file, source, np.float32).astype(kind)
-        np.testing.assert_array_equal(params[name], wanted)
+    assert params.keys() == source.params.keys()
+    for name, param in source.params.items():
+        np.testing.assert_array_equal(params[name], param.read().astype(kind))
 
 
 def test_the_directory_is_whole(llama_file: Path, tmp_path: Path) -> None:
@@ -90,14 +88,14 @@ def test_bad_arguments_are_refused(llama_file: Path) -> None:
         convert(llama_file, "out", "float16")
 
 
-@pytest.mark.parametrize("where", ["read_param", "hf_config"])
+@pytest.mark.parametrize(("room", "where"), [(assemble, "read_param"), (gguf_config, "describe")])
 def test_an_interruption_leaves_nothing(
-    llama_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    llama_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: object, where: str
 ) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(names, where, stop)
+    monkeypatch.setattr(room, where, stop)
     with pytest.raises(KeyboardInterrupt):
         convert(llama_file, tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["tiny.gguf"]

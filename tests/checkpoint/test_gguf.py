@@ -1,4 +1,3 @@
-import os
 import struct
 import time
 import tracemalloc
@@ -11,7 +10,7 @@ import tiny_gguf
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tpuinfer.checkpoint.gguf import TYPES, open_gguf
+from tpuinfer.checkpoint.gguf import open_gguf
 from tpuinfer.errors import CheckpointError
 
 ROWS = np.arange(128, dtype=np.float32).reshape(4, 32)
@@ -74,13 +73,7 @@ def test_tensors_have_numpy_shapes_and_values(tmp_path: Path, version: int) -> N
     np.testing.assert_array_equal(file.read("a"), ROWS)
     assert file.read("a").dtype == np.float32
     np.testing.assert_allclose(file.read("b"), ROWS / 64, atol=0.01)
-    assert file.read("b", np.float16).dtype == np.float16
-
-
-def test_blocks_of_a_large_tensor_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tpuinfer.checkpoint.gguf._BLOCK_BYTES", 3 * 32 * 4)
-    data = tiny_gguf.gguf_bytes({}, {"a": (ROWS, tiny_gguf.F32)})
-    np.testing.assert_array_equal(open_gguf(write(tmp_path / "t.gguf", data)).read("a"), ROWS)
+    assert file.read("b").dtype == np.float32
 
 
 def test_alignment_is_the_files_own(tmp_path: Path) -> None:
@@ -89,13 +82,6 @@ def test_alignment_is_the_files_own(tmp_path: Path) -> None:
     file = open_gguf(write(tmp_path / "t.gguf", data))
     assert file.tensors["b"].offset % 64 == 0
     np.testing.assert_array_equal(file.read("b"), ROWS)
-
-
-def test_the_type_table_agrees_with_the_gguf_package() -> None:
-    for type_id, kind in TYPES.items():
-        theirs = gguf.GGMLQuantizationType(type_id)
-        assert kind.name == theirs.name
-        assert (kind.block, kind.size) == gguf.GGML_QUANT_SIZES[theirs]
 
 
 def entry(name: str, shape: tuple[int, ...], kind: int, offset: int) -> bytes:
@@ -154,24 +140,7 @@ def test_damage_is_refused_by_name(tmp_path: Path, data: bytes, message: str) ->
     assert "\n" not in str(caught.value)
 
 
-def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    rows = ROWS.copy()
-    rows[2, 3] = np.nan
-    data = tiny_gguf.gguf_bytes({}, {"a": (rows, tiny_gguf.F32)})
-    file = open_gguf(write(tmp_path / "nan.gguf", data))
-    with pytest.raises(CheckpointError, match=r"tensor a \(F32\) holds values that are not finite"):
-        file.read("a")
-
-
-def test_a_file_that_shrinks_or_goes_after_opening_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.gguf", tiny_gguf.gguf_bytes({}, {"a": (ROWS, tiny_gguf.F32)}))
-    file = open_gguf(path)
-    os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(CheckpointError, match="ends inside tensor a"):
-        file.read("a")
-    path.unlink()
-    with pytest.raises(CheckpointError, match="No such file"):
-        file.read("a")
+def test_a_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="Is a directory"):
         open_gguf(tmp_path)
 

@@ -96,7 +96,7 @@ def test_json_that_is_not_an_object_is_refused(tmp_path: Path, data: bytes, mess
     ("names", "message"),
     [
         ([], "is an empty directory"),
-        (["model.safetensors", "config.json"], "cannot be read yet"),
+        (["model.safetensors"], "convert makes one of it"),
         (["a.gguf"], "pass the file itself"),
         (["pytorch_model.bin"], "never read"),
         (["_CHECKPOINT_METADATA"], "bare Orbax tree"),

@@ -8,11 +8,11 @@ import pytest
 import tiny_gguf
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from tpuinfer.checkpoint import catalogue, layout, names, staging
+from tpuinfer.checkpoint import catalogue, layout, staging
 from tpuinfer.checkpoint import load as room
 from tpuinfer.checkpoint.catalogue import Entry
-from tpuinfer.checkpoint.gguf import open_gguf
 from tpuinfer.checkpoint.load import load_params, read_config, resolve
+from tpuinfer.checkpoint.sources import open_source
 from tpuinfer.errors import CheckpointError
 
 
@@ -157,9 +157,8 @@ def test_parameters_land_sharded_on_a_mesh(checkpoint: Path, llama_file: Path) -
         for name, leaf in abstract_of(checkpoint).items()
     }
     params = load_params(checkpoint, abstract)
-    file = open_gguf(llama_file)
-    for name, source in names.plan(file, names.describe(file)).items():
-        wanted = names.read_param(file, source, np.float32)
+    for name, param in open_source(llama_file, "float32").params.items():
+        wanted = param.read()
         for shard in params[name].addressable_shards:
             np.testing.assert_array_equal(np.asarray(shard.data), wanted[shard.index])
     up_proj = params["layers.0.mlp.up_proj.weight"].addressable_shards

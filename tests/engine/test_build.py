@@ -1,6 +1,7 @@
 """From a model's name to a plan, and what is refused before a weight is read."""
 
 import dataclasses
+import functools
 import json
 from types import SimpleNamespace
 
@@ -10,9 +11,10 @@ import tiny_model
 from tpuinfer import LLM, SamplingParams
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine import build
-from tpuinfer.errors import CheckpointError, ConfigError, RequestError
+from tpuinfer.errors import CheckpointError, ConfigError, RequestError, TokenizerError
 from tpuinfer.platform import PlatformSettings
 from tpuinfer.programs.slots import SlotLayout
+from tpuinfer.testing.fake import FakeRunner
 from tpuinfer.testing.tiny import TINY
 
 
@@ -74,7 +76,7 @@ def test_chunks_fit_the_longest_class_and_a_ring_that_rolls_holds_them():
 
 def test_placements_name_the_class():
     names = {row.name for row in planned(slots="4x32,2x100").placements()}
-    assert {"layers.*.ring_32.keys", "layers.*.ring_112.values"} <= names
+    assert {"layers.*.ring_32.keys", "layers.*.ring_100.values"} <= names
     assert not any(".ring." in name for name in names)
 
 
@@ -111,10 +113,43 @@ def test_a_tokenizer_of_another_model_is_refused(gguf, tmp_path):
         build.load(build.make_plan(plan.path), cache_dir=tmp_path)
 
 
+@pytest.fixture
+def loaded(gguf, tmp_path, monkeypatch):
+    """`build.load` with everything but the device: the fake runner answers."""
+    monkeypatch.setattr(build.checkpoint_load, "load_params", lambda path, shapes: None)
+    monkeypatch.setattr(build, "start", lambda *_, **__: FakeRunner(1, capacity=64))
+    plan = build.make_plan(gguf, cache_dir=tmp_path)
+    return functools.partial(build.load, plan)
+
+
+def test_a_checkpoint_without_a_tokenizer_answers_token_ids(loaded):
+    (path,) = [loaded.args[0].path / "tokenizer.json"]
+    path.unlink()
+    llm = LLM.from_loaded(loaded())
+    (output,) = llm.generate([[1, 2, 3]], SamplingParams(temperature=0, max_tokens=4))
+    assert (output.outputs[0].token_ids, output.outputs[0].text) == ([4, 5, 6, 7], "")
+    with pytest.raises(RequestError, match="no tokenizer: send token ids"):
+        llm.generate("hello")
+    with pytest.raises(RequestError, match="no chat template"):
+        llm.chat([{"role": "user", "content": "hello"}])
+
+
+def test_a_chat_template_of_the_user_s_own(loaded, tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text("{{ messages[0].content }} {{ mood }}{{ tools }}")
+    llm = LLM.from_loaded(loaded(chat_template=path))
+    messages = [{"role": "user", "content": "hi"}]
+    (output,) = llm.chat(messages, SamplingParams(max_tokens=1), mood="well", tools=[{"a": 1}])
+    assert output.prompt == "hi well[{'a': 1}]"
+    assert output.prompt_token_ids == llm.tokenizer.encode(output.prompt, add_special_tokens=False)
+    with pytest.raises(TokenizerError, match=r"none\.jinja: cannot be read"):
+        loaded(chat_template=tmp_path / "none.jinja")
+
+
 def test_the_cache_folder_reaches_conversion_and_compilation(gguf, tmp_path, monkeypatch):
     seen = {}
 
-    def load(plan, *, max_waiting, cache_dir, progress):
+    def load(plan, *, chat_template, max_waiting, cache_dir, progress):
         seen.update(path=plan.path, cache_dir=cache_dir)
         return SimpleNamespace(plan=plan, tokenizer=None, engine=None, runner=None)
 

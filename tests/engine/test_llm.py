@@ -86,6 +86,19 @@ def test_a_conversation_or_several(llm):
         llm.chat([])
 
 
+def test_control_text_is_text_unless_asked_otherwise(llm):
+    (plain,) = llm.generate("a<end>", FIVE)
+    assert plain.prompt_token_ids == [ord(char) for char in "a<end>"]
+    (parsed,) = llm.generate("a<end>", FIVE, parse_special=True)
+    assert parsed.prompt_token_ids == [ord("a"), 0]
+
+
+def test_a_model_that_makes_text_makes_no_vectors(llm):
+    for ask in (llm.embed, llm.embed_stream):
+        with pytest.raises(RequestError, match=r"makes text, and no vectors; .* LLM\.generate"):
+            ask(["abc"])
+
+
 def test_what_cannot_be_served_leaves_nothing_behind(llm):
     with pytest.raises(RequestError, match="context holds 64"):
         llm.generate(["a", "b" * 64], FIVE)

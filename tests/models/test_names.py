@@ -1,11 +1,9 @@
 """What a family says of published tensors fills every parameter, once and whole."""
 
-import math
-
-import numpy as np
 import pytest
+from whole_names import check
 
-from tpuinfer.models import llama, names
+from tpuinfer.models import llama
 from tpuinfer.models.blueprint import Weight, weights
 from tpuinfer.models.names import Part, fused, ggml, hugging_face, stacked, stored_shape
 from tpuinfer.testing.tiny import ODD
@@ -63,29 +61,6 @@ def test_experts_are_stacked():
     weight = Weight((3, 60, 36), ("expert", "expert_mlp", "embed"))
     found = stacked("gate", weight, lambda at: f"experts.{at}.w1")
     assert found == {"gate": tuple(Part(f"experts.{at}.w1", (60, 36), at=at) for at in range(3))}
-
-
-def covered(part):
-    """Which elements of its tensor a part takes, as flat numbers, in the order taken."""
-    index = np.arange(math.prod(part.shape)).reshape(part.shape)
-    if part.rows is not None:
-        index = np.moveaxis(np.moveaxis(index, part.axis, 0)[slice(*part.rows)], 0, part.axis)
-    return (index.swapaxes(-1, -2) if part.swap else index).ravel()
-
-
-def check(found: names.Names, wanted):
-    """Each parameter is filled whole, and no element of a tensor is taken twice."""
-    taken: dict[str, list[int]] = {}
-    assert found.keys() == wanted.keys()
-    for name, parts in found.items():
-        whole = math.prod(wanted[name].shape)
-        blocks = [part.at for part in parts]
-        assert blocks == ([None] if blocks == [None] else list(range(wanted[name].shape[0])))
-        assert sum(covered(part).size for part in parts) == whole, name
-        for part in parts:
-            taken.setdefault(part.tensor, []).extend(covered(part).tolist())
-    for part in (part for parts in found.values() for part in parts):
-        assert sorted(taken[part.tensor]) == list(range(math.prod(part.shape))), part.tensor
 
 
 def test_llama_takes_every_element_once():

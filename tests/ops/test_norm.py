@@ -1,10 +1,10 @@
-"""RMSNorm against its formula, and in which precision it works."""
+"""The norms against their formulas, and in which precision they work."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpuinfer.ops.norm import rms_norm
+from tpuinfer.ops.norm import layer_norm, rms_norm
 
 
 @pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8)])
@@ -49,3 +49,23 @@ def test_wide_rounds_once_and_plain_twice():
     np.testing.assert_array_equal(rms_norm(x, weight, 1e-5, wide=True), once)
     np.testing.assert_array_equal(rms_norm(x, weight, 1e-5), twice)
     assert not np.array_equal(once, twice)
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8)])
+def test_layer_norm_by_the_formula(shape):
+    random = np.random.default_rng(0)
+    x = random.standard_normal(shape) * 5 + 2
+    weight, bias = random.standard_normal((2, 8))
+    centred = x - x.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-3) * weight + bias
+    given = (jnp.asarray(one, jnp.float32) for one in (x, weight, bias))
+    np.testing.assert_allclose(layer_norm(*given, 1e-3), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_norm_of_bfloat16_is_averaged_in_float32():
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((4, 512)) * 9 + 100, jnp.bfloat16)
+    result = layer_norm(x, jnp.ones(512), jnp.zeros(512), 1e-5)
+    wide = np.asarray(x, np.float64)
+    expected = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(result, np.float64), expected, rtol=2**-8, atol=2**-8)

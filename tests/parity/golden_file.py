@@ -20,6 +20,7 @@ STEPS = tuple(range(0, NEW_TOKENS + 1, 8))
 TOP = 16
 PROBES = 48
 SMOLLM2 = Path(__file__).parent / "goldens" / "smollm2-135m-instruct"
+GEMMA = Path(__file__).parent / "goldens" / "gemma-3-270m"
 
 Floats = NDArray[np.float32]
 

@@ -49,6 +49,14 @@ def test_a_completion(complete):
     }
 
 
+def test_control_text_of_a_prompt_is_text_unless_asked_otherwise(complete):
+    def tokens(**fields):
+        return complete("ab<end>", max_tokens=1, **fields).json()["usage"]["prompt_tokens"]
+
+    assert (tokens(), tokens(parse_special=False), tokens(parse_special=True)) == (7, 7, 3)
+    assert complete(parse_special=1).status_code == 400
+
+
 def test_a_choice_for_each_prompt_in_their_order(complete):
     reply = complete(["abc", "123", "A"], max_tokens=2).json()
     assert [(one["index"], one["text"]) for one in reply["choices"]] == [
@@ -159,7 +167,9 @@ def test_a_model_without_a_template_has_no_chat(chat, bridge, monkeypatch):
     monkeypatch.setattr(bridge.tokenizer, "has_chat_template", False)
     reply = chat()
     assert reply.status_code == 400
-    assert "/v1/completions" in reply.json()["error"]["message"]
+    message = reply.json()["error"]["message"]
+    assert "/v1/completions" in message
+    assert "--chat-template FILE" in message
 
 
 def test_models(client):

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as pb
 
 from tpuinfer.tokenizer.gguf_vocab import tokenizer_files
 
@@ -92,3 +94,23 @@ def train_sentencepiece() -> Callable[..., bytes]:
         return model.getvalue()
 
     return train
+
+
+@pytest.fixture(scope="session")
+def gguf_of() -> Callable[[bytes], dict[str, Any]]:
+    """SentencePiece model -> the metadata that llama.cpp's converter would write for it."""
+
+    def gguf_of(model: bytes) -> dict[str, Any]:
+        pieces = pb.ModelProto.FromString(model).pieces
+        texts = [p.piece.replace("\u2581", " ") if p.type == 4 else p.piece for p in pieces]
+        return {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": texts,
+            "tokenizer.ggml.scores": np.array([p.score for p in pieces], np.float32),
+            "tokenizer.ggml.token_type": np.array([p.type for p in pieces], np.int32),
+            "tokenizer.ggml.bos_token_id": np.uint32(1),
+            "tokenizer.ggml.eos_token_id": np.uint32(2),
+            "tokenizer.ggml.unknown_token_id": np.uint32(0),
+        }
+
+    return gguf_of

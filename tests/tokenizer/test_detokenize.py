@@ -79,11 +79,11 @@ def test_byte_fallback_replaces_every_byte() -> None:
     assert _decode(row, "🙂".encode()[:3]) == "\ufffd" * 3
 
 
-def test_a_control_token_ends_a_character_only_under_byte_fallback() -> None:
+def test_a_control_token_ends_a_character_only_where_it_cuts() -> None:
     euro = "€".encode()
     ids = [euro[0], euro[1], 0, euro[2]]
     assert _decode(Detokenizer(BYTES), ids) == "€"
-    table = TokenTable(pieces=BYTES.pieces, control=BYTES.control, byte_fallback=True)
+    table = TokenTable(BYTES.pieces, BYTES.control, byte_fallback=True, control_cuts=True)
     assert _decode(Detokenizer(table), ids) == "\ufffd" * 3
 
 

@@ -2,11 +2,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2 as pb
 
 from tpuinfer.errors import TokenizerError
 from tpuinfer.tokenizer.gguf_vocab import tokenizer_files
@@ -18,21 +16,6 @@ def _load(metadata: dict[str, Any], folder: Path) -> Tokenizer:
     for name, data in tokenizer_files(metadata).items():
         (folder / name).write_bytes(data)
     return load_tokenizer(folder)
-
-
-def _gguf_of(model: bytes) -> dict[str, Any]:
-    """The metadata llama.cpp's converter would write for a SentencePiece model."""
-    pieces = pb.ModelProto.FromString(model).pieces
-    texts = [p.piece.replace("\u2581", " ") if p.type == 4 else p.piece for p in pieces]
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": texts,
-        "tokenizer.ggml.scores": np.array([p.score for p in pieces], np.float32),
-        "tokenizer.ggml.token_type": np.array([p.type for p in pieces], np.int32),
-        "tokenizer.ggml.bos_token_id": np.uint32(1),
-        "tokenizer.ggml.eos_token_id": np.uint32(2),
-        "tokenizer.ggml.unknown_token_id": np.uint32(0),
-    }
 
 
 @pytest.mark.parametrize(
@@ -49,6 +32,20 @@ def _gguf_of(model: bytes) -> dict[str, Any]:
         ("llama-bpe", "IT'S 1234.\n\n ok", ["IT", "'S", " ", "123", "4", ".\n\n", " ok"]),
         ("qwen2", "IT'S 12.\n\n (ok", ["IT", "'S", " ", "1", "2", ".\n\n", " (", "ok"]),
         ("qwen2", "e\u0301", ["\u00e9"]),
+        ("deepseek-r1-qwen", "a 12", ["a", " ", "1", "2"]),
+        ("smaug-bpe", "IT'S 1234.\n\n ok", ["IT", "'S", " ", "123", "4", ".\n\n", " ok"]),
+        ("dbrx", "x=1234 (y", ["x", "=", "123", "4", " (", "y"]),
+        ("refact", "It's 12 ok", ["It", "'s", " ", "1", "2", " ok"]),
+        (
+            "tekken",
+            "camelCase IT'S 12 a//\n",
+            ["camel", "Case", " IT", "'S", " ", "1", "2", " a", "//\n"],
+        ),
+        (
+            "gpt-4o",
+            "camelCase it's 1234 a//\n",
+            ["camel", "Case", " it's", " ", "123", "4", " a", "//\n"],
+        ),
     ],
 )
 def test_how_each_kind_cuts_text(
@@ -112,12 +109,12 @@ def test_end_of_turn_tokens_also_end_a_text(bpe_metadata: dict[str, Any], tmp_pa
 
 @pytest.mark.parametrize("dummy_prefix", [True, False])
 def test_sentencepiece_encodes_as_the_original(
-    train_sentencepiece: Any, tmp_path: Path, dummy_prefix: bool
+    train_sentencepiece: Any, gguf_of: Any, tmp_path: Path, dummy_prefix: bool
 ) -> None:
     model = train_sentencepiece(
         add_dummy_prefix=dummy_prefix, user_defined_symbols=["\u2581\u2581", "<u>"]
     )
-    metadata = _gguf_of(model) | {"tokenizer.ggml.add_space_prefix": dummy_prefix}
+    metadata = gguf_of(model) | {"tokenizer.ggml.add_space_prefix": dummy_prefix}
     tokenizer = _load(metadata, tmp_path)
     original = sentencepiece.SentencePieceProcessor(model_proto=model)
     for text in ("hello cat", " the  mat\n", "é🙂日", "a<u>dog    fox", ""):
@@ -128,8 +125,10 @@ def test_sentencepiece_encodes_as_the_original(
     assert (tokenizer.bos_id, tokenizer.eos_ids) == (1, (2,))
 
 
-def test_the_unknown_token_is_found_by_its_name(train_sentencepiece: Any, tmp_path: Path) -> None:
-    metadata = _gguf_of(train_sentencepiece())
+def test_the_unknown_token_is_found_by_its_name(
+    train_sentencepiece: Any, gguf_of: Any, tmp_path: Path
+) -> None:
+    metadata = gguf_of(train_sentencepiece())
     del metadata["tokenizer.ggml.unknown_token_id"]
     metadata["tokenizer.ggml.token_type"][0] = 3
     assert _load(metadata, tmp_path).decode([0]) == " \u2047 "
@@ -144,6 +143,7 @@ def test_the_unknown_token_is_found_by_its_name(train_sentencepiece: Any, tmp_pa
         ({"model": "bert"}, "model is 'bert': it must be 'gpt2' or 'llama'"),
         ({"model": None}, "no tokenizer.ggml.model"),
         ({"pre": "chatglm"}, "pre is 'chatglm': it must be one of default, gpt-2, llama-bpe"),
+        ({"pre": "olmo"}, "pre is 'olmo'"),
         ({"tokens": None}, "no tokenizer.ggml.tokens"),
         ({"merges": None}, "no tokenizer.ggml.merges"),
         ({"merges": ["ab"]}, "merge 'ab'"),
@@ -158,3 +158,32 @@ def test_what_is_refused(bpe_metadata: dict[str, Any], change: dict[str, Any], m
     metadata = bpe_metadata | {f"tokenizer.ggml.{key}": value for key, value in change.items()}
     with pytest.raises(TokenizerError, match=match):
         tokenizer_files(metadata)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"general.architecture": "llama"}, {"tokenizer.ggml.model": "none"}],
+)
+def test_a_file_without_vocabulary_has_no_files(metadata: dict[str, Any]) -> None:
+    assert tokenizer_files(metadata) == {}
+
+
+def test_the_end_of_a_message_is_not_the_end_of_a_harmony_answer(
+    bpe_metadata: dict[str, Any], tmp_path: Path
+) -> None:
+    tokens = bpe_metadata["tokenizer.ggml.tokens"]
+    tokens[1] = "<|end|>"
+    assert _load(bpe_metadata, tmp_path).eos_ids == (2, 1)
+    tokens[0], tokens[2] = "<|call|>", "<|return|>"
+    assert _load(bpe_metadata, tmp_path).eos_ids == (2, 0)
+
+
+def test_control_tokens_of_phi3_take_the_spaces_after_them(
+    train_sentencepiece: Any, gguf_of: Any, tmp_path: Path
+) -> None:
+    metadata = gguf_of(train_sentencepiece()) | {"general.architecture": "phi3"}
+    tokenizer = _load(metadata, tmp_path)
+    want = tokenizer.encode("<c>cat", parse_special=True)
+    assert tokenizer.encode("<c>\n cat", parse_special=True) == want
+    after_bos = tokenizer.encode("<s>\ncat", parse_special=True)
+    assert tokenizer.decode(after_bos) == "\ncat"

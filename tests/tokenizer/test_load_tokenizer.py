@@ -51,7 +51,7 @@ def test_special_tokens_in_every_form(
     tokenizer = load_tokenizer(write(**files))
     assert tokenizer.bos_id == 1
     assert tokenizer.encode("a")[0] == 1
-    assert tokenizer.encode("<|im_start|>a").count(1) == 1
+    assert tokenizer.encode("<|im_start|>a", parse_special=True).count(1) == 1
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,10 @@ def test_tokens_added_after_a_sentencepiece_model(
     }
     tokenizer = load_tokenizer(write(tokenizer_config_json={"added_tokens_decoder": added}))
     assert tokenizer.vocab_size == size + 3
-    assert tokenizer.encode("<note><|end|>", add_special_tokens=False) == [size + 1, size]
+    parsed = tokenizer.encode("<note><|end|>", add_special_tokens=False, parse_special=True)
+    assert parsed == [size + 1, size]
     assert tokenizer.encode("<note>s", add_special_tokens=False) == [size + 2]
-    assert size not in tokenizer.encode("<|end|>", parse_special=False)
+    assert size not in tokenizer.encode("<|end|>")
     assert tokenizer.decode([size, size + 1]) == "<note>"
 
 
@@ -154,6 +155,7 @@ def test_named_templates_use_the_default(write: Write, bpe_json: bytes) -> None:
         ({"generation_config_json": {"eos_token_id": [True]}}, "must be ids"),
         ({"tokenizer_json": b"{}"}, "not a readable tokenizer.json"),
         ({"tokenizer_json": b"\xff"}, "not a readable tokenizer.json"),
+        ({"chat_template_json": b"{}"}, "must be an object with a chat_template"),
     ],
 )
 def test_damaged_files_are_named(
@@ -180,5 +182,76 @@ def test_a_damaged_sentencepiece_model(write: Write, data: bytes) -> None:
 
 
 def test_a_directory_without_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match=r"must hold tokenizer\.json or tokenizer\.model"):
+    with pytest.raises(TokenizerError, match=r"no tokenizer; it must hold tokenizer\.json"):
         load_tokenizer(tmp_path)
+
+
+def test_a_vocabulary_in_another_form_is_named(write: Write) -> None:
+    folder = write(tekken_json={}, vocab_json={})
+    with pytest.raises(TokenizerError, match=r"its vocabulary is vocab\.json, tekken\.json"):
+        load_tokenizer(folder, vocab_size=10)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"eos_token": "<tool>"},
+        {"additional_special_tokens": ["<tool>"]},
+        {"extra_special_tokens": {"tool_token": {"content": "<tool>"}}},
+        {"added_tokens_decoder": {"266": {"content": "<tool>", "special": True}}},
+    ],
+)
+def test_added_tokens_that_the_config_calls_special_are_control_tokens(
+    write: Write, bpe_json: bytes, config: dict[str, Any]
+) -> None:
+    tokenizer = load_tokenizer(write(tokenizer_json=bpe_json, tokenizer_config_json=config))
+    tool = tokenizer.vocabulary.token_id("<tool>")
+    assert tool == 266
+    assert tokenizer.encode("<tool>", parse_special=True) == [tool]
+    assert tool not in tokenizer.encode("<tool>")
+    assert tokenizer.decode([tool]) == ""
+
+
+def test_user_defined_pieces_that_the_config_calls_special_are_control_tokens(
+    write: Write, train_sentencepiece: Callable[..., bytes]
+) -> None:
+    model = train_sentencepiece(add_dummy_prefix=False)
+    plain = load_tokenizer(write(tokenizer_model=model))
+    piece = plain.vocabulary.token_id("<u>")
+    assert plain.encode("a<u>")[-1] == piece
+    named = {"eos_token": "<u>"}
+    listed = {"added_tokens_decoder": {str(piece): {"content": "<u>", "special": True}}}
+    for config in (named, listed):
+        tokenizer = load_tokenizer(write(tokenizer_model=model, tokenizer_config_json=config))
+        assert tokenizer.encode("a<u>", parse_special=True)[-1] == piece
+        literal = tokenizer.encode("a<u>")
+        assert piece not in literal
+        assert tokenizer.decode(literal) == "a<u>"
+
+
+def test_ordinary_pieces_that_the_config_lists_as_special_are_control_tokens(
+    write: Write, train_sentencepiece: Callable[..., bytes]
+) -> None:
+    model = train_sentencepiece(add_dummy_prefix=False)
+    plain = load_tokenizer(write(tokenizer_model=model))
+    piece = max(plain.encode("cat"), key=lambda token: len(plain.decode([token])))
+    spelling = plain.token_text(piece)
+    assert len(spelling) == 2
+    config = {"added_tokens_decoder": {str(piece): {"content": spelling, "special": True}}}
+    tokenizer = load_tokenizer(write(tokenizer_model=model, tokenizer_config_json=config))
+    literal = tokenizer.encode("cat cats")
+    assert piece not in literal
+    assert tokenizer.decode(literal) == "cat cats"
+
+
+def test_tokens_that_take_spaces_away(
+    write: Write, train_sentencepiece: Callable[..., bytes]
+) -> None:
+    model = train_sentencepiece(add_dummy_prefix=False)
+    control = load_tokenizer(write(tokenizer_model=model)).vocabulary.token_id("<c>")
+    flags = {"content": "<c>", "special": True, "lstrip": True, "rstrip": True}
+    config = {"added_tokens_decoder": {str(control): flags}}
+    tokenizer = load_tokenizer(write(tokenizer_model=model, tokenizer_config_json=config))
+    ids = tokenizer.encode("a \n<c>\n b", parse_special=True, add_special_tokens=False)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "a<c>b"
+    assert tokenizer.decode(tokenizer.encode("a <c> b")) == "a <c> b"

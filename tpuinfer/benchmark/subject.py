@@ -117,7 +117,7 @@ def vocabulary(plan: build.Plan) -> Tokenizer:
         return Blank(plan.config.vocab)
     from tpuinfer.tokenizer.load import load_tokenizer
 
-    return load_tokenizer(plan.path)
+    return load_tokenizer(plan.path, vocab_size=plan.config.vocab)
 
 
 def _plan(

@@ -55,6 +55,7 @@ class Blank:
     """A vocabulary without words, for weights that have none: every token is one letter."""
 
     eos_ids: tuple[int, ...] = ()
+    has_text = True
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size

@@ -1,22 +1,21 @@
-"""GGUF files: a header reader that trusts nothing, and tensors dequantised to numpy.
+"""GGUF files: a header reader that trusts nothing.
 
 Source: the GGUF specification, github.com/ggml-org/ggml, docs/gguf.md; versions 2 and 3, little
-endian. The `gguf` package does the dequantisation; its own header reader takes seconds, and minutes
-on a hostile file, where this one takes a tenth of a second and refuses.
+endian. The `gguf` package's own reader takes seconds, and minutes on a hostile file, where this one
+takes a tenth of a second and refuses.
 """
 
-import math
+import dataclasses
 import os
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
+from tpuinfer.checkpoint.gguf_tensor import TYPES, GgufTensor, reading
 from tpuinfer.errors import CheckpointError
 
 MAX_KEYS = 2**14
@@ -25,46 +24,6 @@ MAX_DIMS = 4
 MAX_STRING = 2**24
 MAX_ITEMS = 2**23
 """Elements of all metadata arrays of a file together; a 262k vocabulary needs about 2**20."""
-
-_BLOCK_BYTES = 2**24
-
-
-class BlockType(NamedTuple):
-    """How ggml stores a row: `size` bytes for every `block` elements."""
-
-    name: str
-    block: int
-    size: int
-
-
-TYPES = {
-    0: BlockType("F32", 1, 4),
-    1: BlockType("F16", 1, 2),
-    2: BlockType("Q4_0", 32, 18),
-    3: BlockType("Q4_1", 32, 20),
-    6: BlockType("Q5_0", 32, 22),
-    7: BlockType("Q5_1", 32, 24),
-    8: BlockType("Q8_0", 32, 34),
-    10: BlockType("Q2_K", 256, 84),
-    11: BlockType("Q3_K", 256, 110),
-    12: BlockType("Q4_K", 256, 144),
-    13: BlockType("Q5_K", 256, 176),
-    14: BlockType("Q6_K", 256, 210),
-    16: BlockType("IQ2_XXS", 256, 66),
-    17: BlockType("IQ2_XS", 256, 74),
-    18: BlockType("IQ3_XXS", 256, 98),
-    19: BlockType("IQ1_S", 256, 50),
-    20: BlockType("IQ4_NL", 32, 18),
-    21: BlockType("IQ3_S", 256, 110),
-    22: BlockType("IQ2_S", 256, 82),
-    23: BlockType("IQ4_XS", 256, 136),
-    29: BlockType("IQ1_M", 256, 56),
-    30: BlockType("BF16", 1, 2),
-    34: BlockType("TQ1_0", 256, 54),
-    35: BlockType("TQ2_0", 256, 66),
-    39: BlockType("MXFP4", 32, 17),
-}
-"""ggml type id -> layout, of every type that can be dequantised here."""
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -84,24 +43,6 @@ _BOOL, _STRING, _ARRAY = 7, 8, 9
 
 
 @dataclass(frozen=True)
-class GgufTensor:
-    """One tensor's place in the file.
-
-    Attributes:
-      shape: row-major, as numpy has it; ggml lists it the other way round.
-      type_id: ggml's number for the element type; a key of TYPES.
-      offset: of its first byte, from the beginning of the file.
-      nbytes: what it takes in the file.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    type_id: int
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
 class GgufFile:
     """A GGUF file's header; holds no open file."""
 
@@ -109,37 +50,14 @@ class GgufFile:
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
 
-    def read(self, name: str, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """One tensor, dequantised in blocks through float32 and rounded to `dtype`.
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor, dequantised to float32.
 
         Raises:
           CheckpointError: the file shrank or cannot be read, or a value is not finite.
         """
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-
         tensor = self.tensors[name]
-        width = tensor.shape[-1]
-        rows = math.prod(tensor.shape[:-1])
-        row_bytes = tensor.nbytes // rows
-        step = max(1, _BLOCK_BYTES // (4 * width))
-        out = np.empty((rows, width), dtype)
-        kind = GGMLQuantizationType(tensor.type_id)
-        with _reading(self.path) as file, np.errstate(all="ignore"):
-            file.seek(tensor.offset)
-            for start in range(0, rows, step):
-                count = min(step, rows - start)
-                data = file.read(count * row_bytes)
-                if len(data) != count * row_bytes:
-                    raise CheckpointError(f"{self.path}: the file ends inside tensor {name}")
-                block = dequantize(np.frombuffer(data, np.uint8).reshape(count, row_bytes), kind)
-                if not np.isfinite(block).all():
-                    raise CheckpointError(
-                        f"{self.path}: tensor {name} ({TYPES[tensor.type_id].name}) holds values "
-                        f"that are not finite, in rows {start} to {start + count - 1}"
-                    )
-                out[start : start + count] = block
-        return out.reshape(tensor.shape)
+        return tensor.rows(0, tensor.shape[0])
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GgufFile:
@@ -149,23 +67,13 @@ def open_gguf(path: str | os.PathLike[str]) -> GgufFile:
       CheckpointError: the file cannot be read, is not GGUF of version 2 or 3, or any count, length,
         type or offset in it does not fit the file; names the file, what and where.
     """
-    with _reading(Path(path)) as file:
+    with reading(Path(path)) as file:
         cursor = _Cursor(file, os.fstat(file.fileno()).st_size, Path(path))
         _read_magic(cursor)
         tensor_count = cursor.count("tensor count", MAX_TENSORS)
         metadata = _read_metadata(cursor, cursor.count("metadata count", MAX_KEYS))
         tensors = _read_tensors(cursor, tensor_count, _alignment(cursor, metadata))
     return GgufFile(Path(path), metadata, tensors)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to read; failures to read it become CheckpointError."""
-    try:
-        with open(path, "rb") as file:
-            yield file
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 class _Cursor:
@@ -321,9 +229,7 @@ def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Gguf
                 f"tensor {tensor.name} ends at byte {end} and the file at {cursor.size}; "
                 "is the download complete?"
             )
-        tensors[tensor.name] = GgufTensor(
-            tensor.name, tensor.shape, tensor.type_id, offset, tensor.nbytes
-        )
+        tensors[tensor.name] = dataclasses.replace(tensor, offset=offset)
     return tensors
 
 
@@ -349,7 +255,7 @@ def _read_tensor(cursor: _Cursor, alignment: int) -> GgufTensor:
     offset = cursor.number(_U64, f"offset of {name}")
     if offset % alignment:
         raise cursor.fail(f"tensor {name} is at offset {offset}, no multiple of {alignment}")
-    return GgufTensor(name, shape, type_id, offset, math.prod(shape) // kind.block * kind.size)
+    return GgufTensor(cursor.path, name, shape, type_id, offset)
 
 
 def _type_name(type_id: int) -> str:

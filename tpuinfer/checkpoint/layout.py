@@ -9,7 +9,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,8 +204,16 @@ def verify(path: Path, progress: Progress = silent) -> None:
 
 def _files(path: Path) -> list[str]:
     """Every file under `path` but the sums, as sorted relative posix paths."""
-    names = (file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
-    return sorted(name for name in names if name != SUMS)
+    return sorted(name for name in _below(path, "") if name != SUMS)
+
+
+def _below(path: Path, prefix: str) -> Iterator[str]:
+    """Every file of a directory and those in it; object storage has no glob that does this."""
+    for entry in path.iterdir():
+        if entry.is_dir():
+            yield from _below(entry, f"{prefix}{entry.name}/")
+        else:
+            yield f"{prefix}{entry.name}"
 
 
 def _read_sums(path: Path) -> dict[str, str]:

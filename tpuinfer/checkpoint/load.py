@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpuinfer.checkpoint import catalogue, hub, layout, staging
+from tpuinfer.checkpoint import catalogue, gguf_split, hub, layout, staging
 from tpuinfer.checkpoint.convert import convert
 from tpuinfer.checkpoint.fetch import fetch
 from tpuinfer.checkpoint.paths import is_remote, locate
@@ -82,7 +82,9 @@ def resolve(
             return path
         stored = "auto"
         sha256 = sha256 or open_source(path).sha256
-    sha256 = sha256 or _sha256_once(path, cache, progress)
+    if sha256 is None:
+        sums = [_sha256_once(file, cache, progress) for file in gguf_split.files_of(path)]
+        sha256 = gguf_split.joined(sums)
     target = _converted(cache, found.name, sha256, stored)
     if layout.is_whole(target):
         return target
@@ -176,7 +178,10 @@ def _converted(cache: Path, name: str, sha256: str, dtype: str) -> Path:
 
 def _sha256_once(path: Path, cache: Path, progress: Progress) -> str:
     """The file's SHA-256, remembered by path, size and time of change: reading it takes a while."""
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     key = f"{path}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}"
     note = cache / "sources" / hashlib.sha256(os.fsencode(key)).hexdigest()
     try:

@@ -51,6 +51,8 @@ def size_of(path: Path) -> int:
 
 
 def changed_at(path: Path) -> int:
-    """When a file was last changed, nanoseconds since 1970; object storage knows whole seconds."""
+    """When a file was last changed, nanoseconds since 1970; 0 where a storage does not say."""
     status: Any = path.stat()
-    return int(getattr(status, "st_mtime_ns", 0) or getattr(status, "mtime", 0) * 10**9)
+    if hasattr(status, "st_mtime_ns"):
+        return int(status.st_mtime_ns)
+    return int((getattr(status, "mtime", None) or 0) * 10**9)

@@ -12,7 +12,6 @@ sentence-transformers does.
 import json
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ _log = logging.getLogger(__name__)
 
 _MODULES = "modules.json"
 _PROMPTS = "config_sentence_transformers.json"
-_FILE = re.compile(r"modules\.json|sentence_[\w-]+_config\.json|config_sentence_transformers\.json")
 _MODES: dict[str, PoolingMode] = {
     "cls_token": "cls",
     "cls": "cls",
@@ -31,25 +29,11 @@ _MODES: dict[str, PoolingMode] = {
     "mean": "mean",
     "mean_sqrt_len_tokens": "mean_sqrt_len",
     "mean_sqrt_len": "mean_sqrt_len",
-    "max_tokens": "max",
-    "max": "max",
     "lasttoken": "last",
+    "weightedmean_tokens": "weighted_mean",
+    "weightedmean": "weighted_mean",
 }
 """Their names, as flags and as values -> ours."""
-
-
-def pooling_files(path: Path) -> Iterator[str]:
-    """Names, relative to `path`, of all files there that `read_pooling` may read.
-
-    Raises:
-      CheckpointError: modules.json is damaged.
-    """
-    if not (path / _MODULES).is_file():
-        return
-    yield from sorted(entry.name for entry in path.iterdir() if _FILE.fullmatch(entry.name))
-    for _, folder in _modules(path):
-        if folder and (path / folder / "config.json").is_file():
-            yield f"{folder}/config.json"
 
 
 def read_pooling(path: Path) -> Pooling:

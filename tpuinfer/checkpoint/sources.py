@@ -7,6 +7,7 @@ a model asks for that is not supported is refused here, from its config, before 
 import fnmatch
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,24 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from tpuinfer.checkpoint import assemble, layout, names, published, safetensors, staging
-from tpuinfer.checkpoint.gguf import open_gguf
+from tpuinfer.checkpoint import (
+    assemble,
+    gguf_config,
+    gguf_names,
+    gguf_split,
+    layout,
+    published,
+    safetensors,
+    staging,
+    wrapped,
+)
 from tpuinfer.checkpoint.paths import changed_at, size_of
 from tpuinfer.checkpoint.progress import Progress, silent
-from tpuinfer.errors import CheckpointError
+from tpuinfer.errors import CheckpointError, ConfigError
+from tpuinfer.model_config import AnyConfig
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import weights
+from tpuinfer.models.names import Names
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 """What parameters may be cast to."""
@@ -31,6 +43,7 @@ _TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NO
 _TEXTS_BELOW = ("[0-9]_*/config.json",)
 _NOT_TEXTS = ("*.index.json", layout.MANIFEST, layout.SUMS)
 _MAX_TEXT = 2**27
+_TAIL_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -108,41 +121,57 @@ def is_hugging_face(path: Path) -> bool:
 def _open_gguf(path: Path, dtype: str, progress: Progress, sha256: str | None) -> Source:
     from tpuinfer.tokenizer.gguf_vocab import tokenizer_files
 
-    file = open_gguf(path)
-    dims = names.describe(file)
-    plan = names.plan(file, dims)
-    config = names.hf_config(dims, file.metadata, dtype)
-    texts = {layout.CONFIG: layout.json_bytes(config), **tokenizer_files(file.metadata)}
-    kind = DTYPES[dtype]
-
-    def reader(source: names.Source) -> Callable[[], NDArray[Any]]:
-        return lambda: names.read_param(file, source, kind)
-
-    params = {name: Param(one.shape, kind, reader(one)) for name, one in plan.items()}
-    sha256 = sha256 or staging.sha256_of(path, "read", progress)
-    return Source("gguf", path.name, sha256, dtype, config, texts, params)
+    file = gguf_split.open_model(path)
+    described = gguf_config.describe(file, dtype)
+    try:
+        config = registry.read_config(described.config)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: as a config.json: {error}") from None
+    family = registry.family_of(config)
+    assert family.gguf_names is not None, family.name
+    parts = gguf_names.as_written(family.gguf_names(config, described.architecture), file.tensors)
+    assemble.check(path, file.tensors, parts, [re.escape(name) for name in described.tensors])
+    texts = {layout.CONFIG: layout.json_bytes(described.config), **tokenizer_files(file.metadata)}
+    params = _params(config, file.tensors, parts, dtype)
+    if sha256 is None:
+        parts_ = gguf_split.files_of(path)
+        sha256 = gguf_split.joined([staging.sha256_of(one, "read", progress) for one in parts_])
+    return Source("gguf", path.name, sha256, dtype, described.config, texts, params)
 
 
 def _open_hugging_face(path: Path, dtype: str, sha256: str | None) -> Source:
-    found = layout.read_json(path / layout.CONFIG)
-    config = registry.read_config(found)
-    published.check_method(path, found)
+    whole = layout.read_json(path / layout.CONFIG)
+    config = registry.read_config(whole)
     family = registry.family_of(config)
-    stored = safetensors.open_directory(path)
+    outer = wrapped.around(family, whole)
+    found = whole if outer is None else outer.config(whole)
+    published.check_method(path, found)
+    stored: Mapping[str, safetensors.StoredTensor] = safetensors.open_directory(path)
+    if outer is not None:
+        stored = wrapped.unwrap(path, stored, outer)
     tensors = published.logical(path, found, stored)
     parts = family.hf_names(config)
     assemble.check(path, tensors, parts, family.ignored)
+    params = _params(config, tensors, parts, dtype)
+    texts = _texts(path)
+    sha256 = sha256 or _fingerprint(stored, texts)
+    if "quantization_config" in found:
+        found = {key: value for key, value in found.items() if key != "quantization_config"}
+    if found is not whole:
+        texts[layout.CONFIG] = layout.json_bytes(found)
+    return Source("safetensors", path.name, sha256, dtype, found, texts, params)
+
+
+def _params(
+    config: AnyConfig, tensors: Mapping[str, published.Tensor], parts: Names, dtype: str
+) -> dict[str, Param]:
+    """Every parameter of a model, out of published tensors."""
     params = {}
     for name, weight in weights(registry.build(config)).items():
         kind = DTYPES.get(dtype) or assemble.dtype_of(tensors, parts[name])
         read = functools.partial(assemble.read_param, tensors, parts[name], weight.shape, kind)
         params[name] = Param(weight.shape, kind, read)
-    texts = _texts(path)
-    sha256 = sha256 or _fingerprint(stored, texts)
-    if "quantization_config" in found:
-        found = {key: value for key, value in found.items() if key != "quantization_config"}
-        texts[layout.CONFIG] = layout.json_bytes(found)
-    return Source("safetensors", path.name, sha256, dtype, found, texts, params)
+    return params
 
 
 def _open_checkpoint(path: Path, dtype: str) -> Source:
@@ -186,17 +215,26 @@ def _read(path: Path) -> bytes:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+def _tail(path: Path) -> bytes:
+    """The last bytes of a file."""
+    with path.open("rb") as file:
+        file.seek(max(0, size_of(path) - _TAIL_BYTES))
+        return file.read(_TAIL_BYTES)
+
+
 def _fingerprint(
     tensors: Mapping[str, safetensors.StoredTensor], texts: Mapping[str, bytes]
 ) -> str:
     """Tells two states of a Hugging Face directory apart.
 
-    Of the weights it takes in names, types, shapes, places, sizes and times of change, not their
-    values: reading 140 GB to know whether they were converted already would take as long again.
+    Of the weights it takes in names, types, shapes, places, times of change and the last values of
+    each file, not all of them: reading 140 GB to know whether they were converted already would
+    take as long as converting them.
     """
     digest = hashlib.sha256()
     for path in sorted({tensor.path for tensor in tensors.values()}):
         digest.update(f"{path.name} {size_of(path)} {changed_at(path)}\n".encode())
+        digest.update(_tail(path))
     for name, tensor in sorted(tensors.items()):
         place = f"{name} {tensor.dtype} {tensor.shape} {tensor.path.name} {tensor.offset}\n"
         digest.update(place.encode())

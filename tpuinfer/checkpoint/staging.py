@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tpuinfer.checkpoint.paths import size_of
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.errors import CheckpointError
 
@@ -73,7 +74,7 @@ def sha256_of(path: Path, label: str, progress: Progress = silent) -> str:
     """
     digest = hashlib.sha256()
     try:
-        total = path.stat().st_size
+        total = size_of(path)
         with path.open("rb") as file:
             done = 0
             while block := file.read(_BLOCK):

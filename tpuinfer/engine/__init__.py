@@ -9,8 +9,11 @@ answer    Answer: from one row's token ids to text, and the rules by which a row
 metrics   Metrics, Histogram: what is counted meanwhile
 device    DeviceRunner: the runner that computes, over compiled programs
 build     make_plan, load: from a model's name and a mesh to an engine that is ready
+embed     Embedder: texts to vectors over an encoder's programs
+encoder   encoder_plan_of, load_encoder: as build, for an encoder
+memory    as_mesh_error: what a device says when it fails
 llm       LLM: all of it in three lines of Python
 
-Ignorant of HTTP, of files and of how text is split into tokens; all but the last three know no jax
-and reach the accelerator through `Runner` alone. All public names are imported from their modules.
+Ignorant of HTTP, of files and of how text is split into tokens; all up to `metrics` know no jax and
+reach the accelerator through `Runner` alone. All public names are imported from their modules.
 """

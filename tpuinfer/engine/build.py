@@ -79,15 +79,27 @@ class Plan:
         """Where each weight and ring lies, how large its part is, and why."""
         blueprint = registry.build(self.config)
         named = {name: (w.shape, w.axes) for name, w in weights(blueprint).items()}
-        several = len(self.rings[0]) > 1
         rings = {
-            f"layers.{layer}.ring{f'_{spec.length}' * several}.{part}": (spec.shape, RING_AXES)
+            f"layers.{layer}.{name}.{part}": (spec.shape, RING_AXES)
             for part in ("keys", "values")
             for layer, classes in enumerate(self.rings)
-            for spec in classes
+            for name, spec in zip(self._ring_names(layer), classes, strict=True)
         }
         rows = place(self.layout, named, jax.numpy.dtype(self.dtype).itemsize)
         return rows + place(self.layout, rings, jax.numpy.dtype(self.rings[0][0].dtype).itemsize)
+
+    def _ring_names(self, layer: int) -> list[str]:
+        """Of a layer's rings: by the tokens of their class where there are several, and by window.
+
+        Rings of one name are of one shape: they share a row of the report.
+        """
+        names = []
+        for index, spec in enumerate(self.rings[layer]):
+            tokens = f"_{self.slots.capacities[index]}" if len(self.rings[layer]) > 1 else ""
+            longest = max(classes[index].length for classes in self.rings)
+            window = f"_window_{spec.window}" if spec.length < longest else ""
+            names.append(f"ring{tokens}{window}")
+        return names
 
 
 @dataclass(frozen=True)
@@ -199,12 +211,14 @@ def plan_of(
     rings = tuple(
         _rings(config, layer, slots, settings, width, engine) for layer in range(config.layers)
     )
+    config = config.settled(slots.capacity)
     return Plan(None, config, layout, settings, width, slots, rings, engine)
 
 
 def load(
     plan: Plan,
     *,
+    chat_template: str | Path | None = None,
     max_waiting: int = 4096,
     cache_dir: Path | None = None,
     progress: Progress = silent,
@@ -213,15 +227,18 @@ def load(
 
     Compiled programs are kept in `cache_dir` and read from there the next time.
 
+    Args:
+      chat_template: a file with the chat template to use instead of the model's own.
+
     Raises:
       CheckpointError: the weights are missing or damaged.
-      TokenizerError: the vocabulary is.
+      TokenizerError: the vocabulary or the chat template is.
       MeshError: the device has not enough memory.
     """
     from tpuinfer.tokenizer.load import load_tokenizer
 
     assert plan.path is not None, "a plan without a checkpoint: `start` takes the weights"
-    tokenizer = load_tokenizer(plan.path)
+    tokenizer = load_tokenizer(plan.path, chat_template=chat_template, vocab_size=plan.config.vocab)
     if tokenizer.vocab_size > plan.config.vocab:
         raise CheckpointError(
             f"{plan.path}: the tokenizer knows {tokenizer.vocab_size} ids, but the embedding has "

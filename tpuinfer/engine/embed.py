@@ -1,9 +1,11 @@
 """From texts to vectors on the host: tokens, batches of fixed shape, results in order."""
 
 import itertools
+import logging
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -15,7 +17,11 @@ from tpuinfer.programs.compile import Program
 from tpuinfer.programs.encode import encode_name
 from tpuinfer.programs.guard import CompileGuard
 from tpuinfer.programs.manifest import Entry
-from tpuinfer.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tpuinfer.tokenizer.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 Text = str | Sequence[int]
 Vector = NDArray[np.float32]
@@ -38,7 +44,7 @@ class Embedder:
     def __init__(
         self,
         params: Mapping[str, jax.Array],
-        tokenizer: Tokenizer,
+        tokenizer: "Tokenizer",
         pooling: Pooling,
         *,
         sizes: Sequence[tuple[int, int]],
@@ -67,13 +73,18 @@ class Embedder:
         return [program.entry for program in self.programs.values()]
 
     def add(self, program: Program) -> None:
-        """Take a program in and run it once, so that no text pays for what a first run sets up."""
+        """Take a program in and run it once, so that no text pays for what a first run sets up.
+
+        The same text in every row must give the same bits; where it does not, one line says so.
+        """
         self.programs[program.name] = program
         chance = random.Random(0)
         for width, (rows, total) in self._sizes.items():
             if encode_name(rows, width) == program.name:
                 ids = [chance.choices(range(self._vocab), k=min(width, self.limit))] * total
-                np.asarray(self._dispatch(width, ids))
+                found = np.asarray(self._dispatch(width, ids).addressable_data(0))
+                if (found != found[0]).any():
+                    _log.warning("program %s: bits depend on a text's place here", program.name)
 
     def stream(
         self, texts: Iterable[Text], *, truncate: bool = False, prompt: str | None = None

@@ -128,7 +128,7 @@ def load_encoder(
     from tpuinfer.tokenizer.load import load_tokenizer
 
     assert plan.path is not None, "a plan without a checkpoint: `start_encoder` takes the weights"
-    tokenizer = load_tokenizer(plan.path)
+    tokenizer = load_tokenizer(plan.path, vocab_size=plan.config.vocab)
     if tokenizer.vocab_size > plan.config.vocab:
         raise CheckpointError(
             f"{plan.path}: the tokenizer knows {tokenizer.vocab_size} ids, but the embedding has "
@@ -194,7 +194,7 @@ def _context(config: EncoderConfig, pooling: Pooling, asked: int | None) -> int:
 def _refuse_what_decoders_have(engine: EngineConfig) -> None:
     default = EngineConfig()
     given = {
-        "slots": (engine.slots, default.slots),
+        "slots": (_slots(engine), _slots(default)),
         "context-policy": (engine.context_policy, default.context_policy),
         "sinks": (engine.sinks, default.sinks),
         "prefill-wait-ms": (engine.prefill_wait_ms, default.prefill_wait_ms),
@@ -205,3 +205,8 @@ def _refuse_what_decoders_have(engine: EngineConfig) -> None:
                 f"{name} is {value}: an encoder keeps nothing between texts, so it has none; "
                 "leave it out"
             )
+
+
+def _slots(engine: EngineConfig) -> str:
+    """How many slots each class has; an encoder's only class may name a length, the context."""
+    return ",".join(str(one.slots) for one in engine.classes)

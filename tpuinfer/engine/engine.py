@@ -51,6 +51,8 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def eos_ids(self) -> tuple[int, ...]: ...
+    @property
+    def has_text(self) -> bool: ...
     def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer: ...
 
 
@@ -136,6 +138,12 @@ class Engine:
             )
         prompt, params = tuple(request.prompt_token_ids), request.params
         self._check_prompt(prompt)
+        if params.stop and not self._tokenizer.has_text:
+            raise RequestError(
+                f"stop is {list(params.stop)}, but this checkpoint has no tokenizer, so its "
+                "answers have no text: give stop_token_ids",
+                param="stop",
+            )
         stop_ids = self._stop_ids(params)
         limit = self._limit(len(prompt), params.max_tokens)
         job = Job(

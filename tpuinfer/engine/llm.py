@@ -9,10 +9,11 @@ import numpy as np
 
 from tpuinfer.checkpoint.progress import silent
 from tpuinfer.config import EngineConfig
-from tpuinfer.engine import build, encoder
+from tpuinfer.engine import build, encoder, footprint
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.embed import Embedder, Vector
 from tpuinfer.engine.engine import Engine
+from tpuinfer.engine.footprint import Share
 from tpuinfer.engine.request import (
     CompletionOutput,
     Delta,
@@ -20,7 +21,7 @@ from tpuinfer.engine.request import (
     RequestOutput,
     SamplingParams,
 )
-from tpuinfer.errors import RequestError
+from tpuinfer.errors import ConfigError, RequestError
 from tpuinfer.programs.manifest import Entry
 from tpuinfer.sharding.report import Placement
 from tpuinfer.sharding.rules import ShardingRules
@@ -51,6 +52,7 @@ class LLM:
         dtype: str = "auto",
         slots: int | str = 8,
         context: int | None = None,
+        chat_template: str | Path | None = None,
         cache_dir: str | Path | None = None,
         progress: Callable[[str, int, int], None] | None = None,
         **engine: Any,
@@ -61,10 +63,13 @@ class LLM:
           model: a catalogue name, a checkpoint directory, or a GGUF file.
           mesh: 8, "2x4" or "data=2,model=4"; on the CPU the devices are simulated.
           rules: a ShardingRules table or a TOML file with one; None = the default table.
-          dtype: of weights and activations: auto, bfloat16 or float32.
+          dtype: of weights and activations: auto, bfloat16 or float32; of an encoder auto is
+            float32.
           slots: requests that run at once: N, "NxLENGTH" with the length of each one's ring, or
             several classes, such as "48x2048,8x16384".
-          context: tokens a request may have in all; None = by the model and the platform.
+          context: tokens a request may have in all, or a text that is embedded; None = by the
+            model and the platform.
+          chat_template: a file with a jinja2 template to use instead of the model's own.
           cache_dir: where models and compiled programs are kept; None = the user's cache.
           progress: called with (label, done, total) while loading.
           engine: what else `EngineConfig` takes: context_policy, sinks, prefill_wait_ms,
@@ -85,9 +90,18 @@ class LLM:
             progress=watch,
         )
         if isinstance(plan, encoder.EncoderPlan):
+            if chat_template is not None:
+                raise ConfigError(f"chat_template is {chat_template}: an encoder has no chat")
             self._take(encoder.load_encoder(plan, cache_dir=cache, progress=watch))
-        else:
-            self._take(build.load(plan, max_waiting=_UNBOUNDED, cache_dir=cache, progress=watch))
+            return
+        loaded = build.load(
+            plan,
+            chat_template=chat_template,
+            max_waiting=_UNBOUNDED,
+            cache_dir=cache,
+            progress=watch,
+        )
+        self._take(loaded)
 
     @classmethod
     def from_loaded(cls, loaded: build.Loaded | encoder.LoadedEncoder) -> "LLM":
@@ -164,6 +178,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        parse_special: bool = False,
         on_delta: Callable[[int, Delta], None] | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts, batched; answers come back in the order of the prompts.
@@ -171,6 +186,8 @@ class LLM:
         Args:
           prompts: one or several, each a string or a list of token ids.
           sampling_params: one for all, or one per prompt; None = the defaults (16 tokens).
+          parse_special: control-token text in a prompt, such as "<|im_start|>", becomes that token;
+            otherwise it is text like any other. Token ids are taken as they are.
           on_delta: called with (index of the prompt, delta) as text arrives.
 
         Raises:
@@ -181,7 +198,9 @@ class LLM:
         several = _as_list(prompts)
         texts = [prompt if isinstance(prompt, str) else None for prompt in several]
         ids = [
-            self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            self.tokenizer.encode(prompt, parse_special=parse_special)
+            if isinstance(prompt, str)
+            else list(prompt)
             for prompt in several
         ]
         return self._run(engine, texts, ids, sampling_params, on_delta)
@@ -191,19 +210,30 @@ class LLM:
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         on_delta: Callable[[int, Delta], None] | None = None,
+        **template_kwargs: Any,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several; each is a list of {"role", "content"}.
 
+        Args:
+          messages: control-token text in them stays plain text.
+          sampling_params: as for `generate`.
+          tools: what the model may call, as JSON schemas in the form its chat template knows.
+          on_delta: as for `generate`.
+          template_kwargs: further variables of the chat template, such as enable_thinking.
+
         Raises:
-          RequestError: as `generate`, or the chat template refuses the messages.
+          RequestError: as `generate`, or the chat template refuses the messages, knows no tools or
+            no such variable.
         """
         engine = self._engine
         if not messages:
             raise RequestError("messages is empty: give at least one", param="messages")
         conversations: Any = [messages] if isinstance(messages[0], Mapping) else messages
-        texts = [self.tokenizer.apply_chat_template(one) for one in conversations]
-        ids = [self.tokenizer.encode_chat(one) for one in conversations]
+        given: dict[str, Any] = {**template_kwargs, **({"tools": tools} if tools else {})}
+        texts = [self.tokenizer.apply_chat_template(one, **given) for one in conversations]
+        ids = [self.tokenizer.encode_chat(one, **given) for one in conversations]
         return self._run(engine, texts, ids, sampling_params, on_delta)
 
     def _run(
@@ -239,6 +269,10 @@ class LLM:
     def sharding(self) -> list[Placement]:
         """Where each weight and ring lies on the mesh, and why."""
         return self.plan.placements()
+
+    def memory(self) -> list[Share]:
+        """What takes the memory of one device: weights, rings, and what programs need beside."""
+        return footprint.shares(self.plan, self.programs())
 
     def programs(self) -> list[Entry]:
         """Every compiled program: what it is fixed to, and what it cost."""

@@ -11,6 +11,25 @@ from tpuinfer.models.names import Names
 
 
 @dataclass(frozen=True)
+class Wrapped:
+    """Checkpoints that hold a family's model beside others, such as a vision tower.
+
+    Attributes:
+      model_type: of their config.json; one of the family's `model_types`.
+      config: their config.json -> that of the family's model alone.
+      renamed: (pattern, replacement): names of the family's tensors -> those without the rest.
+      unread: pattern of the names of all other tensors.
+      note: what is not read, for the log.
+    """
+
+    model_type: str
+    config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    renamed: tuple[tuple[str, str], ...]
+    unread: str
+    note: str
+
+
+@dataclass(frozen=True)
 class Family:
     """A family: how its config is read, what it is built of, and how checkpoints name its parts.
 
@@ -27,6 +46,7 @@ class Family:
       gguf_names: where each parameter lies in a GGUF file of such an architecture.
       kind: "decoder" makes text; "encoder" makes one vector of each text.
       ignored: patterns (regular expressions) of published tensors that the model does not use.
+      wrapped: how it lies in checkpoints of more than it; None = it does not.
     """
 
     name: str
@@ -40,3 +60,4 @@ class Family:
     gguf_names: Callable[[Any, str], Names] | None = None
     kind: Literal["decoder", "encoder"] = "decoder"
     ignored: tuple[str, ...] = ()
+    wrapped: Wrapped | None = None

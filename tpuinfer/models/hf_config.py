@@ -4,7 +4,7 @@ Published configs leave out what equals the default of their class, so each fami
 defaults. An entry that asks for what a family does not do here is refused by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tpuinfer.errors import ConfigError
@@ -26,13 +26,15 @@ class Entries:
 
     Args:
       hf: the JSON object. family: ours, for messages.
-      defaults: of Hugging Face's config class, where an entry may be left out.
+      defaults: of Hugging Face's config class, where an entry may be left out. One that is null
+        is not there, default or not.
     """
 
     def __init__(
         self, hf: Mapping[str, Any], family: str, defaults: Mapping[str, Any] | None = None
     ) -> None:
-        self.hf = {**(defaults or {}), **{key: v for key, v in hf.items() if v is not None}}
+        merged = {**(defaults or {}), **hf}
+        self.hf = {key: value for key, value in merged.items() if value is not None}
         self.family = family
         self._null = {key for key, value in hf.items() if value is None}
 
@@ -83,22 +85,56 @@ class Entries:
                     f"config.json has {name} {self.hf[name]!r}: not supported for {self.family}"
                 )
 
-    def windows(self, window: int, layers: int) -> tuple[int, ...]:
+    def windows(self, window: int, layers: int, period: int | None = None) -> tuple[int, ...]:
         """Of each layer, from `layer_types`; `window` is that of the sliding ones.
 
+        Args:
+          period: where the config has no layer_types, one layer in `period`, the last, looks at
+            everything; None = it must have them.
+
         Raises:
-          ConfigError: there is not one type for each layer, or one is not known.
+          ConfigError: there is not one type for each layer, or one is not known, or the window of
+            the sliding ones is.
         """
-        sizes = {"full_attention": 0, "sliding_attention": window}
-        types = self.required("layer_types")
-        known = isinstance(types, list) and all(kind in sizes for kind in types)
+        full, sliding = "full_attention", "sliding_attention"
+        if period is None or "layer_types" in self:
+            types = self.required("layer_types")
+        elif period < 1:
+            raise ConfigError(f"config.json says one layer in {period} is {full}: at least 1")
+        else:
+            types = [sliding if (index + 1) % period else full for index in range(layers)]
+        known = isinstance(types, list) and all(kind in (full, sliding) for kind in types)
         if not known or len(types) != layers:
             raise ConfigError(
                 f"config.json has layer_types {str(types)[:80]!r}: {self.family} needs one of "
-                f"{', '.join(sizes)} for each of {layers} layers"
+                f"{full}, {sliding} for each of {layers} layers"
             )
-        found = tuple(sizes[kind] for kind in types)
-        return found if any(found) else ()
+        if sliding not in types:
+            return ()
+        if window < 1:
+            raise ConfigError(
+                f"config.json has sliding_window {self.hf.get('sliding_window')!r} and layers of "
+                f"{sliding}: they need at least 1"
+            )
+        return tuple(window if kind == sliding else 0 for kind in types)
+
+    def one_window(self) -> tuple[int, ...]:
+        """`sliding_window`, the same for every layer; null or 0 is none."""
+        window = self.integer("sliding_window", 0)
+        return (window,) * self.integer("num_hidden_layers") if window else ()
+
+    def switched_windows(self, sliding: Callable[[int], bool]) -> tuple[int, ...]:
+        """Windows of a family that has them where `use_sliding_window` is set.
+
+        Args:
+          sliding: whether a layer has one, where the config has no layer_types.
+        """
+        window = self.integer("sliding_window", 0) if self.flag("use_sliding_window") else 0
+        count = self.integer("num_hidden_layers")
+        kinds = ("full_attention", "sliding_attention")
+        chosen = [kinds[bool(window) and sliding(index)] for index in range(count)]
+        self.hf.setdefault("layer_types", chosen)
+        return self.windows(window, count)
 
     def rope(self, entries: Mapping[str, Any] | None = None, *, theta: float | None = None) -> Rope:
         """Rotary positions.
@@ -156,6 +192,7 @@ class Entries:
         }
         if "rope" not in others:
             values["rope"] = self.rope()
+            values["context"] = max(values["context"], _reach(values["rope"]))
         if "activation" not in others:
             values["activation"] = self.activation()
         return ModelConfig(**{**values, **others})
@@ -165,6 +202,13 @@ class Entries:
             f"config.json has an entry of the wrong type: {name} is {str(value)[:60]!r}, "
             f"and must be {rule}"
         )
+
+
+def _reach(rope: Rope) -> int:
+    """Tokens that positions stretch to, where a config states the context before stretching."""
+    if rope.kind not in ("dynamic", "yarn") or rope.original is None:
+        return 0
+    return int(rope.factor * rope.original)
 
 
 def _scaled(kind: str, own: Entries, whole: Entries, plain: Rope, size: int) -> Rope:

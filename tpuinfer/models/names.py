@@ -124,6 +124,14 @@ GGML_LAYER = {
 }
 """Our modules -> ggml's names, as most architectures have them."""
 
+GGML_SANDWICH = {
+    **GGML_LAYER,
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+"""The same for layers that normalise what attention and MLP give."""
+
 
 def ggml(
     weights: Mapping[str, Weight],

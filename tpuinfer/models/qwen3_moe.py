@@ -39,7 +39,7 @@ def read_config(hf: Mapping[str, Any]) -> ModelConfig:
     entries = Entries(hf, "qwen3_moe", _DEFAULTS)
     bias = entries.flag("attention_bias")
     layers_ = entries.integer("num_hidden_layers")
-    sliding = entries.flag("use_sliding_window")
+    sliding = entries.flag("use_sliding_window") and "sliding_window" in entries
     return entries.config(
         windows=(entries.integer("sliding_window"),) * layers_ if sliding else (),
         qkv_bias=bias,

@@ -14,10 +14,19 @@ from tpuinfer.models.family import Family
 
 _MODULES = (
     "bert",
+    "gemma2",
+    "gemma3",
     "gpt_oss",
+    "granite",
     "llama",
+    "mistral",
     "mixtral",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
     "qwen3_moe",
+    "smollm3",
 )
 """One a family; each has a FAMILY."""
 

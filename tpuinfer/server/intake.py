@@ -64,7 +64,10 @@ async def chat_job(body: ChatBody, model: str, bridge: Bridge) -> Job:
     """
     tokenizer, context = bridge.tokenizer, bridge.context
     if not tokenizer.has_chat_template:
-        message = f"model {model!r} has no chat template: use /v1/completions"
+        message = (
+            f"model {model!r} has no chat template: use /v1/completions, or start the server with "
+            "--chat-template FILE"
+        )
         raise ApiError(400, message, param="messages", code="unsupported_endpoint")
     turns = [message.turn() for message in body.messages]
     prompt = await asyncio.to_thread(tokenizer.encode_chat, turns)
@@ -80,7 +83,7 @@ async def completion_job(body: CompletionBody, model: str, bridge: Bridge) -> Jo
     """Tokenise the prompts of a completion; raises like `chat_job`."""
     tokenizer, context = bridge.tokenizer, bridge.context
     texts = body.prompts()
-    prompts = await asyncio.to_thread(_encode_all, tokenizer, texts)
+    prompts = await asyncio.to_thread(_encode_all, tokenizer, texts, body.parse_special)
     for prompt in prompts:
         _require_room(prompt, body.max_tokens, context, "prompt", "max_tokens")
     limit = SamplingParams().max_tokens if body.max_tokens is None else body.max_tokens
@@ -88,8 +91,13 @@ async def completion_job(body: CompletionBody, model: str, bridge: Bridge) -> Jo
     return _job(body, "cmpl", model, prompts, params, tokenizer)
 
 
-def _encode_all(tokenizer: Tokenizer, texts: Sequence[str | list[int]]) -> list[list[int]]:
-    return [tokenizer.encode(text) if isinstance(text, str) else text for text in texts]
+def _encode_all(
+    tokenizer: Tokenizer, texts: Sequence[str | list[int]], parse_special: bool
+) -> list[list[int]]:
+    return [
+        tokenizer.encode(text, parse_special=parse_special) if isinstance(text, str) else text
+        for text in texts
+    ]
 
 
 def _require_room(

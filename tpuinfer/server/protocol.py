@@ -250,6 +250,9 @@ class CompletionBody(SamplingBody):
         ),
     ]
     logprobs: Annotated[Int, Field(ge=0)] | None = None
+    parse_special: bool = Field(
+        False, description="Read control-token text in a prompt as tokens, not as plain text."
+    )
 
     @model_validator(mode="after")
     def _chosen_tokens_only(self) -> Self:

@@ -260,6 +260,7 @@ class FakeTokenizer:
     """A token is a character. Id 0 ends a text and reads "<end>"; there is no opening token."""
 
     has_chat_template = True
+    has_text = True
     bos_id: int | None = None
 
     def __init__(self, vocab_size: int = 128, eos_ids: tuple[int, ...] = (0,)) -> None:
@@ -267,7 +268,7 @@ class FakeTokenizer:
         self.eos_ids = eos_ids
 
     def encode(
-        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True
+        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False
     ) -> list[int]:
         """One id a character, "?" for one beyond the vocabulary; "<end>" is 0 when parsed."""
         if parse_special:
@@ -300,8 +301,8 @@ class FakeTokenizer:
         lines = [f"{message['role']}:{_text_of(message['content'])}\n" for message in messages]
         return "".join(lines) + ("assistant:" if add_generation_prompt else "")
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        return self.encode(self.apply_chat_template(messages), add_special_tokens=False)
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **extra: Any) -> list[int]:
+        return self.encode(self.apply_chat_template(messages, **extra), add_special_tokens=False)
 
 
 def _text_of(content: Any) -> str:

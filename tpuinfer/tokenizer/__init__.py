@@ -2,13 +2,15 @@
 
 Public names:
   load.load_tokenizer: a checkpoint directory -> `tokenizer.Tokenizer`.
+  load.FILES: every file that `load_tokenizer` may read beside config.json.
   tokenizer.Tokenizer: encode, decode, chat templates, end tokens.
   detokenize.Detokenizer: token ids -> whole characters, as they come.
   detokenize.StopChecker: finds stop strings in a stream and holds back what may begin one.
-  template.ChatTemplate: a sandboxed jinja2 template.
+  template.ChatTemplate: a sandboxed jinja2 template; template_files: which one a checkpoint uses.
+  control.ControlText: keeps what users write apart from the template's control tokens.
   gguf_vocab.tokenizer_files: GGUF metadata -> the files `load_tokenizer` reads.
-  vocabulary.Vocabulary, vocabulary.TokenTable: what the two backends (tokenizer_json and
-    sentencepiece_model) answer to.
+  vocabulary.Vocabulary, vocabulary.TokenTable: what the backends answer to: tokenizer_json (with
+    literal_twin, and wordpiece for vocab.txt), sentencepiece_model, no_vocabulary.
 
 Ignorant of models, requests, HTTP and jax. Reads one local directory and nothing else: no
 network, and no code from a checkpoint is ever run (templates run in a sandbox).

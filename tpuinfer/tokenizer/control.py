@@ -5,6 +5,7 @@ apart, the first character of each control text that users wrote is swapped befo
 stand-in that occurs nowhere in the request; what is whole after rendering is the template's own.
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +13,8 @@ from itertools import chain
 from typing import Any
 
 from tpuinfer.errors import RequestError
+
+Change = Callable[[str], str]
 
 _STAND_INS = (range(0xFDD0, 0xFDF0), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Noncharacters, then private use: Unicode leaves these to a program, they are hardly ever text."""
@@ -25,12 +28,15 @@ class ControlText:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        ordered = sorted(filter(None, texts), key=len, reverse=True)
-        spellings = "|".join(map(re.escape, ordered)) or "(?!)"
-        self._firsts = sorted({text[0] for text in ordered})
-        self._whole = re.compile(f"({spellings})")
-        self._starts = re.compile(f"(?={spellings}).", re.DOTALL)
-        self._first = re.compile("|".join(map(re.escape, self._firsts)) or "(?!)")
+        rests: dict[str, list[str]] = {}
+        for text in sorted(filter(None, texts), key=len, reverse=True):
+            rests.setdefault(text[0], []).append(re.escape(text[1:]))
+        self._firsts = list(rests)
+        # Each alternative begins with its own character, so that a search skips all others.
+        by_first = {re.escape(first): "|".join(rest) for first, rest in rests.items()}
+        self._whole = _pattern("({})", (f"{first}(?:{rest})" for first, rest in by_first.items()))
+        self._starts = _pattern("{}", (f"{first}(?={rest})" for first, rest in by_first.items()))
+        self._first = _pattern("{}", by_first)
 
     def cut(self, text: str) -> list[str]:
         """`text` in pieces, plain text and control texts by turns, plain text first and last."""
@@ -63,9 +69,12 @@ class ControlText:
                 "messages hold every private character of Unicode: leave one out", param="messages"
             )
 
+        def hide(places: re.Pattern[str], text: str) -> str:
+            return places.sub(lambda match: stand_in[match[0]], text)
+
         def hidden(places: re.Pattern[str]) -> list[str]:
-            changed = _mapped(given, lambda text: places.sub(lambda m: stand_in[m[0]], text))
-            return self.cut(render(changed))
+            value, key = functools.partial(hide, places), functools.partial(hide, self._starts)
+            return self.cut(render(_mapped(given, value, key)))
 
         certain = hidden(self._first)
         if any(map(self._starts.search, strings)):
@@ -76,6 +85,11 @@ class ControlText:
                 return None
         kept = found if found[1::2] == certain[1::2] else certain
         return [_restored(part, stand_in) for part in kept]
+
+
+def _pattern(form: str, alternatives: Iterable[str]) -> re.Pattern[str]:
+    """`form` with any of the alternatives in it; what matches nothing where there is none."""
+    return re.compile(form.format("|".join(alternatives) or "(?!)"))
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -91,22 +105,28 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(entry)
 
 
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """`value` with every string changed."""
+def _mapped(value: Any, change: Change, change_name: Change) -> Any:
+    """`value` with every string changed; keys that are names, such as "role", by `change_name`."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {_mapped(key, change): _mapped(entry, change) for key, entry in value.items()}
+        changed = {}
+        for key, entry in value.items():
+            named = isinstance(key, str) and key.isidentifier()
+            new = change_name(key) if named else _mapped(key, change, change_name)
+            changed[new] = _mapped(entry, change, change_name)
+        return changed
     if isinstance(value, (list, tuple)):
-        return [_mapped(entry, change) for entry in value]
+        return [_mapped(entry, change, change_name) for entry in value]
     return value
 
 
 def _unused(strings: list[str]) -> Iterator[str]:
     """Characters that no string holds, neither themselves nor as JSON escapes them."""
     text = "\n".join(strings)
+    seen, escapes = set(text), "\\u" in text
     for char in map(chr, chain(*_STAND_INS)):
-        if char not in text and json.dumps(char)[1:-1] not in text:
+        if char not in seen and not (escapes and json.dumps(char)[1:-1] in text):
             yield char
 
 

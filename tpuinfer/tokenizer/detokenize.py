@@ -34,7 +34,7 @@ class Detokenizer:
         """The characters that `token` completes; ids outside the vocabulary add nothing."""
         table = self._table
         if token in self._skip:
-            return self.flush() if table.byte_fallback else ""
+            return self.flush() if table.control_cuts else ""
         if not 0 <= token < len(table.pieces):
             return ""
         piece = table.pieces[token]

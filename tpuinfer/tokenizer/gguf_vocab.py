@@ -29,6 +29,10 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
 """Control tokens that end an answer even where the file does not say so."""
 
+_HARMONY_ENDS = ("<|return|>", "<|call|>")
+"""GPT-OSS: where both exist, <|end|> only ends a message, and the answer goes on with the next
+(OpenAI, "OpenAI Harmony Response Format")."""
+
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """Radford et al., "Language Models are Unsupervised Multitask Learners", encoder.py."""
 
@@ -40,6 +44,22 @@ _LLAMA3 = (
 
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 """tokenizer.json of Qwen/Qwen2-7B: Llama 3's with one digit at a time."""
+
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""config.pattern of tekken_240911.json in mistral-common."""
+
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}|\p{{N}}{{1,3}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""o200k_base of tiktoken, openai_public.py; tokenizer.json of openai/gpt-oss-20b."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +79,29 @@ class _PreTokenizer:
     add_bos: bool = False
 
 
+_DIGIT_BY_DIGIT = _PreTokenizer((r"\p{N}", _GPT2))
+_CL100K = _PreTokenizer((_LLAMA3,))
+
 _PRE_TOKENIZERS = {
     "default": _PreTokenizer(
         (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
     ),
     "gpt-2": _PreTokenizer((_GPT2,)),
     "llama-bpe": _PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True),
+    "smaug-bpe": _CL100K,  # SmolLM3
+    "dbrx": _CL100K,  # OLMo 2
     "qwen2": _PreTokenizer((_QWEN2,), nfc=True),
-    "smollm": _PreTokenizer((r"\p{N}", _GPT2)),
+    "deepseek-r1-qwen": _PreTokenizer((_QWEN2,), nfc=True),
+    "smollm": _DIGIT_BY_DIGIT,
+    "refact": _DIGIT_BY_DIGIT,  # Granite 3
+    "tekken": _PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),  # Mistral Nemo
+    "gpt-4o": _PreTokenizer((_O200K,)),  # Phi-4-mini, GPT-OSS
 }
 """By `tokenizer.ggml.pre`; "default" is what llama.cpp cuts by when a file names none."""
+
+
+_NO_VOCABULARY = ("none", "no_vocab")
+"""What `tokenizer.ggml.model` says where there is none on purpose."""
 
 
 def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
@@ -78,11 +111,16 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
       metadata: GGUF keys -> Python values (strings, numbers, lists or numpy arrays).
 
     Returns:
-      `tokenizer.json` or `tokenizer.model`, and `tokenizer_config.json`, `generation_config.json`.
+      `tokenizer.json` or `tokenizer.model`, and `tokenizer_config.json`, `generation_config.json`;
+      nothing for a file without a vocabulary.
 
     Raises:
       TokenizerError: a key is missing or inconsistent, or the kind of vocabulary is not known.
     """
+    if not any(key.startswith("tokenizer.ggml.") for key in metadata):
+        return {}
+    if metadata.get("tokenizer.ggml.model") in _NO_VOCABULARY:
+        return {}
     vocab = _Vocab(metadata)
     if vocab.model == "gpt2":
         name, data = "tokenizer.json", _bpe_json(vocab)
@@ -156,9 +194,10 @@ class _Vocab:
     def eos_ids(self) -> list[int]:
         """End of text, of turn and of message, each once."""
         found = [self.special_id(name) for name in ("eos", "eot", "eom")]
+        harmony = all(text in self.tokens for text in _HARMONY_ENDS)
         found += [
             self.tokens.index(text)
-            for text in _END_OF_TURN
+            for text in (_HARMONY_ENDS if harmony else _END_OF_TURN)
             if text in self.tokens and self.types[self.tokens.index(text)] == _CONTROL
         ]
         return list(dict.fromkeys(token for token in found if token is not None))
@@ -259,10 +298,11 @@ def _tokenizer_config(vocab: _Vocab) -> dict[str, Any]:
             "tokenizer_class": "LlamaTokenizer",
             "legacy": True,
             "add_prefix_space": vocab.add_space_prefix,
+            **_space_eaters(vocab),
         }
     architecture = vocab.metadata.get("general.architecture")
     context = vocab.metadata.get(f"{architecture}.context_length")
-    template = vocab.metadata.get("tokenizer.chat_template")
+    template = _template(vocab)
     return {
         **kind,
         "bos_token": vocab.special_text("bos"),
@@ -273,7 +313,36 @@ def _tokenizer_config(vocab: _Vocab) -> dict[str, Any]:
         "add_eos_token": vocab.add_eos and vocab.special_id("eos") is not None,
         "clean_up_tokenization_spaces": False,
         **({} if context is None else {"model_max_length": int(context)}),
-        **({} if template is None else {"chat_template": str(template)}),
+        **({} if template is None else {"chat_template": template}),
+    }
+
+
+def _template(vocab: _Vocab) -> str | list[dict[str, str]] | None:
+    """The chat template, or the default and the one for tools as Hugging Face lists them."""
+    plain = vocab.metadata.get("tokenizer.chat_template")
+    tools = vocab.metadata.get("tokenizer.chat_template.tool_use")
+    if plain is None or tools is None:
+        return None if plain is None else str(plain)
+    return [
+        {"name": "default", "template": str(plain)},
+        {"name": "tool_use", "template": str(tools)},
+    ]
+
+
+def _space_eaters(vocab: _Vocab) -> dict[str, Any]:
+    """Phi-3's control tokens take away the spaces after them; GGUF has no word for it.
+
+    Source: tokenizer.json of microsoft/Phi-3-mini-4k-instruct.
+    """
+    if vocab.metadata.get("general.architecture") != "phi3":
+        return {}
+    plain = ("<unk>", "<s>", "<|endoftext|>")
+    return {
+        "added_tokens_decoder": {
+            str(token): {"content": text, "special": True, "rstrip": text not in plain}
+            for token, (text, kind) in enumerate(zip(vocab.tokens, vocab.types, strict=True))
+            if kind == _CONTROL
+        }
     }
 
 

@@ -32,19 +32,15 @@ class LiteralTwin:
         for entry in value["added_tokens"]:
             entry["content"] = self._spelling.get(entry["content"], entry["content"])
         self._tokenizer = HfTokenizer.from_str(json.dumps(value))
-        found = {
-            self._tokenizer.token_to_id(entry["content"]): entry["id"]
-            for entry in value["added_tokens"]
-        }
-        self._ids = {twin: own for twin, own in found.items() if twin is not None and twin != own}
+        for entry in value["added_tokens"]:  # the same places, so the same ids
+            assert self._tokenizer.token_to_id(entry["content"]) == entry["id"], entry["id"]
 
     def encode(self, parts: Sequence[str]) -> list[int]:
         """Ids of plain text and control texts by turns, plain text first; nothing is added."""
         text = "".join(
             self._spelling[part] if index % 2 else part for index, part in enumerate(parts)
         )
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return [self._ids.get(token, token) for token in ids] if self._ids else ids
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def _rename_in_model(model: dict[str, Any], spelling: Mapping[str, str]) -> None:

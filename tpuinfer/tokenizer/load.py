@@ -19,6 +19,19 @@ _log = logging.getLogger(__name__)
 
 _CONFIG = "tokenizer_config.json"
 
+FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "special_tokens_map.json",
+    _CONFIG,
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
+)
+"""What `load_tokenizer` may read beside config.json; a copy of a checkpoint wants them all."""
+
 _NOT_READ = ("vocab.json", "merges.txt", "spiece.model", "tekken.json", "tokenizer.tiktoken")
 """Vocabularies in forms that are not read here: naming them beats serving bare ids."""
 
@@ -119,8 +132,9 @@ def _special_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _more_special(config: Mapping[str, Any]) -> Iterator[str]:
     """Special tokens that have no name of their own."""
     for key in ("additional_special_tokens", "extra_special_tokens"):
-        value = config.get(key) or ()
-        for entry in value.values() if isinstance(value, dict) else value:
+        value = config.get(key)
+        entries = list(value.values()) if isinstance(value, dict) else value
+        for entry in entries if isinstance(entries, list) else ():
             text = entry.get("content") if isinstance(entry, dict) else entry
             if isinstance(text, str):
                 yield text

@@ -1,6 +1,6 @@
 """The backend of a checkpoint without a tokenizer: token ids go in and out, and no text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 from tpuinfer.errors import RequestError
@@ -14,7 +14,7 @@ class NoVocabulary:
 
     def __init__(self, size: int) -> None:
         self.table = TokenTable(pieces=[b""] * size)
-        self.controls: Mapping[str, int] = {}
+        self.controls: dict[str, int] = {}
         self.bos_id: int | None = None
         self.eos_id: int | None = None
         self.prefix_ids: tuple[int, ...] = ()
@@ -22,7 +22,7 @@ class NoVocabulary:
 
     def encode(self, text: str, *, parse_special: bool) -> NoReturn:
         raise RequestError(
-            f"prompt is text, but this checkpoint has no tokenizer: send token ids in "
+            "prompt is text, but this checkpoint has no tokenizer: send token ids in "
             f"[0, {len(self.table.pieces) - 1}]",
             param="prompt",
         )

@@ -56,7 +56,7 @@ class SentencePieceVocabulary:
         special: Collection[str] = (),
     ) -> None:
         proto = _read(path)
-        self._ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+        self._ids: dict[str, int] = {piece.piece: i for i, piece in enumerate(proto.pieces)}
         _make_control(proto, self._ids, added or {}, special)
         self._processor: Any = sentencepiece.SentencePieceProcessor(
             model_proto=proto.SerializeToString()
@@ -195,4 +195,5 @@ def _table(proto: Any, added: Iterable[AddedToken]) -> TokenTable:
         opening=frozenset(opening) if strips else frozenset(),
         opening_run=rules.remove_extra_whitespaces,
         byte_fallback=True,
+        control_cuts=True,
     )

@@ -111,7 +111,7 @@ def _table(tokenizer: HfTokenizer, steps: list[dict[str, Any]], path: Path) -> T
         if step["type"] == "Replace" and step.get("content") == " "
     }
     if kinds == ["WordPiece"]:
-        return _word_pieces(tokenizer, steps[0])
+        return _word_pieces(tokenizer)
     byte_level = "ByteLevel" in kinds
     if not byte_level and marks != {WORD_MARK}:
         raise TokenizerError(
@@ -138,13 +138,12 @@ def _control_ids(tokenizer: HfTokenizer) -> frozenset[int]:
     return frozenset(token for token, entry in added.items() if entry.special)
 
 
-def _word_pieces(tokenizer: HfTokenizer, step: dict[str, Any]) -> TokenTable:
+def _word_pieces(tokenizer: HfTokenizer) -> TokenTable:
     """WordPiece (Schuster and Nakajima, 2012): a space before each token but continuations.
 
     The library decodes token by token, so its tidying of punctuation (" ." to ".") is a matter of
     each token too, and asking it for every token after an empty one gives its bytes.
     """
-    prefix = step["prefix"]
     decoder = tokenizer.decoder
     assert decoder is not None
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -153,7 +152,7 @@ def _word_pieces(tokenizer: HfTokenizer, step: dict[str, Any]) -> TokenTable:
     for text, token in vocabulary.items():
         pieces[token] = decoder.decode(["", text]).encode()
         openers[token] = decoder.decode([text]).encode()
-        if not text.startswith(prefix) and pieces[token] == b" " + openers[token]:
+        if pieces[token] == b" " + openers[token]:
             del openers[token]
     opening = opening_ids(pieces) - openers.keys()
     return TokenTable(pieces, _control_ids(tokenizer), opening, openers)

@@ -19,9 +19,10 @@ class TokenTable:
         put before the first word). Empty where encoding adds none.
       openers: id -> its bytes when it opens a text, where that is another change than `opening`'s.
       opening_run: further ids of `opening` lose theirs too until there is some text.
-      byte_fallback: SentencePiece's rule for bytes that are not UTF-8: each becomes one U+FFFD,
-        and a control token ends the character before it. Otherwise the Unicode rule holds (one
-        U+FFFD for each maximal invalid part) and skipped tokens leave no trace.
+      byte_fallback: SentencePiece's rule for bytes that are not UTF-8: each becomes one U+FFFD.
+        Otherwise the Unicode rule holds: one U+FFFD for each maximal invalid part.
+      control_cuts: a skipped control token ends the character before it, as in SentencePiece
+        itself; otherwise skipped tokens leave no trace.
     """
 
     pieces: list[bytes]
@@ -30,6 +31,7 @@ class TokenTable:
     openers: Mapping[int, bytes] = field(default_factory=dict)
     opening_run: bool = False
     byte_fallback: bool = False
+    control_cuts: bool = False
 
 
 class Vocabulary(Protocol):
@@ -47,7 +49,7 @@ class Vocabulary(Protocol):
 
     table: TokenTable
     has_text: bool
-    controls: Mapping[str, int]
+    controls: dict[str, int]
     bos_id: int | None
     eos_id: int | None
     prefix_ids: tuple[int, ...]

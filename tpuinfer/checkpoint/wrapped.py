@@ -1,0 +1,46 @@
+"""A family's model out of a checkpoint that holds more, as `models.family.Wrapped` says."""
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tpuinfer.models.family import Family, Wrapped
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def around(family: Family, config: Mapping[str, Any]) -> Wrapped | None:
+    """What says how to take the family's model out; None where a checkpoint holds nothing else.
+
+    Args:
+      config: config.json.
+    """
+    wrapped = family.wrapped
+    return wrapped if wrapped and config.get("model_type") == wrapped.model_type else None
+
+
+def unwrap(path: Path, tensors: Mapping[str, T], wrapped: Wrapped) -> dict[str, T]:
+    """The tensors of the family's model by their names without the rest, which is left out.
+
+    Logs in one line what is left out.
+    """
+    unread = re.compile(wrapped.unread)
+    kept = {
+        _renamed(name, wrapped): tensor
+        for name, tensor in tensors.items()
+        if not unread.fullmatch(name)
+    }
+    if len(kept) < len(tensors):
+        _log.info("%s: %s (%d tensors)", path.name, wrapped.note, len(tensors) - len(kept))
+    return kept
+
+
+def _renamed(name: str, wrapped: Wrapped) -> str:
+    for pattern, replacement in wrapped.renamed:
+        if (match := re.fullmatch(pattern, name)) is not None:
+            return match.expand(replacement)
+    return name
