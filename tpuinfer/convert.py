@@ -64,7 +64,8 @@ def main() -> None:
 
 def _families() -> list[tuple[str, ...]]:
     """What can be read, a row for each family."""
-    rows: list[tuple[str, ...]] = [("family", "safetensors (model_type)", "GGUF (architecture)", "such as")]
+    head = ("family", "safetensors (model_type)", "GGUF (architecture)", "such as")
+    rows: list[tuple[str, ...]] = [head]
     rows += [
         (
             family.title,

@@ -11,10 +11,11 @@ number of rows.
 
 Mixtures of experts on the CPU: ragged products have no kernel there and take 2.5 to 9 times as long
 as all experts computing all rows (8 of 512 x 1024, 2 active, bf16: 9.3 against 1.7 ms for 4 rows,
-58 against 23 for 128), and in float32 their bits may change with the number of rows. On a TPU a
-weight that has been read is good for some 240 rows (v5e: 197 TFLOP/s, 819 GB/s): with fewer, all
-experts cost no more than reading them. (Reckoned, not yet run. GPUs stay dense until they are
-measured.)
+58 against 23 for 128), and in float32 their bits may change with the number of rows. For a TPU this
+is reckoned from compiled programs, not yet run: the dense form reads each weight once, in which time
+a v5e (197 TFLOP/s, 819 GB/s) computes 240 rows; XLA's ragged kernel wants the weights transposed,
+three times the traffic, so it pays for several full chunks at once. GPUs stay dense until they are
+measured.
 """
 
 import dataclasses
@@ -39,8 +40,8 @@ class PlatformSettings:
       encode_tokens: padded tokens per data shard in one dispatch of an encoder.
       encode_smallest: width of an encoder's narrowest program.
       compiler_options: XLA's, for every program.
-      ragged_rows: rows per data shard from which a mixture's experts compute only the rows that
-        chose them, sorted; with fewer, and always if None, every expert computes every row.
+      ragged_tokens: tokens of one row in a call from which a mixture's experts compute only the
+        rows that chose them, sorted; below, and always if None, every expert computes every row.
       default_context: ring length when nobody says one (and the model allows it).
     """
 
@@ -57,7 +58,7 @@ class PlatformSettings:
     default_context: int = 2048
     encode_tokens: int = 4096
     encode_smallest: int = 32
-    ragged_rows: int | None = None
+    ragged_tokens: int | None = None
     compiler_options: tuple[tuple[str, str], ...] = ()
 
 
@@ -85,7 +86,7 @@ prefill and one decode."""
 _SETTINGS = {
     "cpu": _CPU,
     "gpu": PlatformSettings(min_rows=1, steps=8),
-    "tpu": PlatformSettings(min_rows=8, steps=8, ragged_rows=256),
+    "tpu": PlatformSettings(min_rows=8, steps=8, ragged_tokens=512),
 }
 
 

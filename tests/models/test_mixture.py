@@ -91,7 +91,7 @@ def by_formula(sizes, params, x, clamped):
 @pytest.mark.parametrize("form", ["dense", "ragged"])
 def test_by_its_formula(mesh, cut, biases, clamped, form, monkeypatch):
     """The bias of the outputs is added once, also where each device has a part of every sum."""
-    settings = PlatformSettings(ragged_rows=None if form == "dense" else 1)
+    settings = PlatformSettings(ragged_tokens=None if form == "dense" else 1)
     monkeypatch.setattr(experts, "platform_settings", lambda platform: settings)
     config, (params, x) = config_of(cut, biases), inputs(cut, biases)
     made = apply(config, layout_of(config, mesh), params, 4 * x, clamped)
@@ -122,10 +122,11 @@ def test_the_rules_place_the_experts(cut, axes, spec):
 
 
 @pytest.mark.parametrize(
-    ("platform", "rows", "form"),
-    [("cpu", 512, "dense"), ("tpu", 16, "dense"), ("tpu", 512, "ragged")],
+    ("platform", "shape", "form"),
+    [("cpu", (1, 512), "dense"), ("tpu", (600, 1), "dense"), ("tpu", (1, 512), "ragged")],
 )
-def test_the_platform_and_the_rows_choose_the_form(platform, rows, form, monkeypatch):
+def test_the_platform_and_the_tokens_per_row_choose_the_form(platform, shape, form, monkeypatch):
+    """Not the number of rows, which varies with the load."""
     real, called = experts.platform_settings, []
     monkeypatch.setattr(experts, "platform_settings", lambda _: real(platform))
     for name in ("dense", "ragged"):
@@ -138,7 +139,7 @@ def test_the_platform_and_the_rows_choose_the_form(platform, rows, form, monkeyp
         monkeypatch.setattr(experts.experts, name, noted)
     config, (params, _) = config_of("within"), inputs("within", True)
     mixture, layout = experts.Mixture(config), layout_of(config, "1")
-    jax.eval_shape(lambda x: bind(mixture, params)(x, layout), np.zeros((1, rows, config.embed)))
+    jax.eval_shape(lambda x: bind(mixture, params)(x, layout), np.zeros((*shape, config.embed)))
     assert called == [form]
 
 

@@ -72,7 +72,7 @@ def model_of(name: str) -> Tiny:
 def programs(name: str) -> Mapping[str, Program]:
     """A model's programs with experts of this form, whatever the platform would choose."""
     threshold = 1 if name.endswith("ragged") else None
-    settings = dataclasses.replace(platform_settings("cpu"), ragged_rows=threshold)
+    settings = dataclasses.replace(platform_settings("cpu"), ragged_tokens=threshold)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experts, "platform_settings", lambda platform: settings)
         again = dataclasses.replace(model_of(name))  # nothing traced or compiled yet

@@ -74,7 +74,8 @@ class Mixture(nnx.Module):
         def local(x: jax.Array, values: Any) -> jax.Array:
             flat = x.reshape(-1, x.shape[-1])
             routing = self._route(flat, *values[0])
-            partial = self._mix(flat, routing, values[1:], layout).astype(x.dtype)
+            form = experts.ragged if self._is_ragged(x.shape[1], layout) else experts.dense
+            partial = self._mix(form, flat, routing, values[1:], layout).astype(x.dtype)
             for axis in ("expert_mlp", "expert"):
                 if (mesh_axis := layout.mesh_axis(axis)) is not None:
                     partial = reduce_model(partial, mesh_axis, layout.rules.reduce)
@@ -96,8 +97,18 @@ class Mixture(nnx.Module):
             logits = logits + bias[None].astype(jnp.float32)
         return experts.route(logits, self.sizes.active, self.sizes.normalise)
 
+    def _is_ragged(self, tokens: int, layout: Layout) -> bool:
+        """By the tokens per row: the number of rows varies with the load, and bits must not."""
+        enough = platform_settings(layout.mesh.devices.flat[0].platform).ragged_tokens
+        return enough is not None and tokens >= enough
+
     def _mix(
-        self, x: jax.Array, routing: experts.Routing, values: Any, layout: Layout
+        self,
+        form: experts.Form,
+        x: jax.Array,
+        routing: experts.Routing,
+        values: Any,
+        layout: Layout,
     ) -> jax.Array:
         """The sum over what this device has of the experts, [X, D] float32."""
         (gate, gate_bias), (up, up_bias), (down, down_bias) = values
@@ -108,8 +119,6 @@ class Mixture(nnx.Module):
         if (cut := layout.mesh_axis("expert")) is not None:
             first = jax.lax.axis_index(cut) * gate.shape[0]
         weights = experts.Weights(gate, up, down, gate_bias, up_bias, down_bias)
-        enough = platform_settings(layout.mesh.devices.flat[0].platform).ragged_rows
-        form = experts.dense if enough is None or x.shape[0] < enough else experts.ragged
         return form(x, routing, weights, self._gate, first)
 
     def _gate(self, gate: jax.Array, up: jax.Array) -> jax.Array:

@@ -51,6 +51,10 @@ class Weights(NamedTuple):
     down_bias: jax.Array | None = None
 
 
+Form = Callable[[jax.Array, Routing, Weights, Gate, jax.Array | int], jax.Array]
+"""`dense` or `ragged`."""
+
+
 def route(logits: jax.Array, active: int, normalise: bool) -> Routing:
     """Send each row to its `active` best experts; ties go to the lowest id.
 
