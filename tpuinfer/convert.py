@@ -39,7 +39,7 @@ def main() -> None:
                 "give it to serve or generate"
             )
     if _LIST.value:
-        print(f"{render(_families())}\n\n{render(_catalogue())}")
+        print(f"{render(registry.table())}\n\n{render(_catalogue())}")
         return
     output: str | None = _OUTPUT.value
     if output is None:
@@ -60,22 +60,6 @@ def main() -> None:
         if shared.VERIFY.value:
             layout.verify(target, progress)
         _log.info("%s: %s, %s", target, chosen.model, layout.read_manifest(target).dtype)
-
-
-def _families() -> list[tuple[str, ...]]:
-    """What can be read, a row for each family."""
-    head = ("family", "safetensors (model_type)", "GGUF (architecture)", "such as")
-    rows: list[tuple[str, ...]] = [head]
-    rows += [
-        (
-            family.title,
-            ", ".join(family.model_types),
-            ", ".join(family.architectures) or "-",
-            ", ".join(family.examples),
-        )
-        for family in registry.families().values()
-    ]
-    return rows
 
 
 def _catalogue() -> list[tuple[str, ...]]:

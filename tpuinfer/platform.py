@@ -12,8 +12,8 @@ number of rows.
 Mixtures of experts on the CPU: ragged products have no kernel there and take 2.5 to 9 times as long
 as all experts computing all rows (8 of 512 x 1024, 2 active, bf16: 9.3 against 1.7 ms for 4 rows,
 58 against 23 for 128), and in float32 their bits may change with the number of rows. For a TPU this
-is reckoned from compiled programs, not yet run: the dense form reads each weight once, in which time
-a v5e (197 TFLOP/s, 819 GB/s) computes 240 rows; XLA's ragged kernel wants the weights transposed,
+is reckoned from compiled programs, not yet run: the dense form reads each weight once, a time in
+which a v5e (197 TFLOP/s, 819 GB/s) computes 240 rows; XLA's ragged kernel wants them transposed,
 three times the traffic, so it pays for several full chunks at once. GPUs stay dense until they are
 measured.
 """

@@ -101,6 +101,7 @@ def test_all_tensors_that_do_not_fit_are_in_one_message(tmp_path: Path) -> None:
     tensors["rope_factors_long.weight"] = tensors["rope_factors_short.weight"] = np.ones(
         5, np.float32
     )
+    tensors["rope_freqs_swa.weight"] = np.ones(5, np.float32)
     source = arch_gguf.write(tmp_path / "x.gguf", "qwen3", arch_gguf.keys_of(case), tensors)
     with pytest.raises(CheckpointError) as caught:
         convert(source, tmp_path / "out")
@@ -108,6 +109,7 @@ def test_all_tensors_that_do_not_fit_are_in_one_message(tmp_path: Path) -> None:
     assert "blk.0.attn_q_norm.weight is missing" in message
     assert "blk.1.attn_q.bias [60] is not part of the model" in message
     assert "output_norm.weight is [32] and the model needs [48]" in message
+    assert "rope_freqs_swa.weight [5] is not part of the model" in message
     assert "rope_factors" not in message
 
 

@@ -1,4 +1,4 @@
-"""Make the goldens of Gemma 3 270M again: two minutes on a laptop, no accelerator.
+"""Make the goldens of Gemma 3 270M again: some three minutes on a laptop, no accelerator.
 
     scripts/test --with parity --collect-only -q      # installs torch and transformers
     .venv/bin/python tests/parity/make_gemma_goldens.py

@@ -78,6 +78,21 @@ def build(config: AnyConfig) -> Decoder | Bert:
     return cast(Decoder | Bert, family_of(config).blueprint(config))
 
 
+def table() -> list[tuple[str, ...]]:
+    """What can be read, header first, then a row for each family."""
+    header = ("family", "safetensors (model_type)", "GGUF (architecture)", "such as")
+    rows = [
+        (
+            family.title,
+            ", ".join(family.model_types),
+            ", ".join(family.architectures) or "-",
+            ", ".join(family.examples),
+        )
+        for family in families().values()
+    ]
+    return [header, *rows]
+
+
 def axis_sizes(config: AnyConfig, slots: int) -> dict[str, int]:
     """Size of each logical axis that a mesh may cut."""
     sizes = {
