@@ -1,13 +1,10 @@
 """Gemma's config.json and names, old and new ways of writing them, and what is refused."""
 
 import dataclasses
-import logging
 import re
-from pathlib import Path
 
 import pytest
 
-from tpuinfer.checkpoint.wrapped import around, unwrap
 from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import Rope
 from tpuinfer.models import gemma2, gemma3, registry
@@ -181,22 +178,3 @@ def test_the_head_is_the_embedding_unless_it_is_said():
     names = gemma3.hf_names(read(SMALL, tie_word_embeddings=False))
     assert names["lm_head.weight"][0].tensor == "lm_head.weight"
     assert names["layers.0.self_attn.q_norm.weight"][0].shape == (8,)
-
-
-@pytest.mark.parametrize("outer", ["language_model.model.", "model.language_model."])
-def test_tensors_of_the_text_model_lie_under_two_names(outer, caplog):
-    wrapped = around(gemma3.FAMILY, GEMMA3_4B)
-    inner = [part.tensor for (part,) in gemma3.hf_names(read(SMALL)).values()]
-    whole = {outer + name.removeprefix("model."): name for name in inner}
-    vision = "vision_tower.vision_model.head.probe"
-    whole |= {vision: 0, f"model.{vision}": 0, "multi_modal_projector.mm_soft_emb_norm.weight": 0}
-    whole |= {"language_model.lm_head.weight": "lm_head.weight", "stray.weight": "stray.weight"}
-    with caplog.at_level(logging.INFO):
-        found = unwrap(Path("folder"), whole, wrapped)
-    assert found == {name: name for name in (*inner, "lm_head.weight", "stray.weight")}
-    assert caplog.messages == ["folder: vision tower not read: text only (3 tensors)"]
-
-
-def test_a_text_checkpoint_is_not_unwrapped():
-    assert around(gemma3.FAMILY, GEMMA3_1B) is None
-    assert around(gemma2.FAMILY, {"model_type": "gemma2"}) is None
