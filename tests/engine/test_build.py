@@ -11,7 +11,7 @@ import tiny_model
 from tpuinfer import LLM, SamplingParams
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine import build
-from tpuinfer.errors import CheckpointError, ConfigError, RequestError, TokenizerError
+from tpuinfer.errors import ConfigError, RequestError, TokenizerError
 from tpuinfer.platform import PlatformSettings
 from tpuinfer.programs.slots import SlotLayout
 from tpuinfer.testing.fake import FakeRunner
@@ -109,7 +109,7 @@ def test_a_tokenizer_of_another_model_is_refused(gguf, tmp_path):
     config = json.loads((plan.path / "config.json").read_text())
     config["vocab_size"] -= 1
     (plan.path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="not of one model"):
+    with pytest.raises(TokenizerError, match="not of one model"):
         build.load(build.make_plan(plan.path), cache_dir=tmp_path)
 
 

@@ -12,7 +12,7 @@ from tpuinfer import LLM
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine import build
 from tpuinfer.engine.encoder import encoder_plan_of
-from tpuinfer.errors import CheckpointError, ConfigError, RecompileError, RequestError
+from tpuinfer.errors import ConfigError, RecompileError, RequestError, TokenizerError
 from tpuinfer.model_config import Pooling
 
 MEAN = Pooling(mode="mean", normalise=True, max_tokens=32)
@@ -186,5 +186,5 @@ def test_widths_and_rows_follow_from_the_platform():
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, cache):
     path = write_directory(tmp_path / "model", dataclasses.replace(ODD, vocab=50))
-    with pytest.raises(CheckpointError, match=r"tokenizer knows 58 ids, .* 50 rows"):
+    with pytest.raises(TokenizerError, match=r"tokenizer knows 58 ids, .* 50 rows"):
         LLM(path, cache_dir=cache)

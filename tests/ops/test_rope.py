@@ -67,3 +67,38 @@ def test_bfloat16_turns_in_float32_and_rounds_once():
     np.testing.assert_allclose(
         np.asarray(result, np.float32), np.asarray(once, np.float32), rtol=2**-7
     )
+
+
+def test_only_the_first_dimensions_turn():
+    x = np.random.default_rng(5).standard_normal((2, 3, 2, 10)).astype(np.float32)
+    near = POSITIONS % 8
+    result = np.asarray(apply_rope(x, rope_angles(jnp.asarray(near), 10, Rope(THETA, dim=6))))
+    np.testing.assert_array_equal(result[..., 6:], x[..., 6:])
+    np.testing.assert_allclose(result[..., :6], turned(x[..., :6], near, THETA), atol=1e-6)
+
+
+def test_dynamic_angles_do_not_depend_on_how_a_text_is_cut():
+    """Those of transformers would: there a chunk turns by the length at its end."""
+    rope = Rope(THETA, kind="dynamic", factor=4.0, original=8)
+    positions = jnp.arange(24, dtype=jnp.int32)[None]
+    whole = rope_angles(positions, 8, rope)
+    for start, stop in ((0, 7), (7, 13), (13, 24)):
+        for one, part in zip(whole, rope_angles(positions[:, start:stop], 8, rope), strict=True):
+            np.testing.assert_array_equal(one[:, start:stop], part)
+    for one, plain in zip(whole, rope_angles(positions, 8, Rope(THETA)), strict=True):
+        np.testing.assert_allclose(one[:, :8], plain[:, :8], rtol=1e-6)
+        assert np.abs(one[:, 9:] - plain[:, 9:]).max(axis=(0, 2, 3)).min() > 1e-3
+
+
+def test_cosines_and_sines_are_as_long_as_the_factor_says():
+    for kind, factor in (
+        (Rope(kind="yarn", factor=1.0, original=64, high=32.0), 1.0),
+        (Rope(kind="yarn", factor=4.0, original=64, high=32.0), 0.1 * np.log(4) + 1),
+        (Rope(kind="yarn", factor=4.0, original=64, high=32.0, attention_factor=1.5), 1.5),
+        (
+            Rope(kind="longrope", factor=4.0, original=64, short=(1.0,) * 4, long=(2.0,) * 4),
+            np.sqrt(1 + np.log(4) / np.log(64)),
+        ),
+    ):
+        cos, sin = rope_angles(jnp.asarray(POSITIONS), 8, kind)
+        np.testing.assert_allclose(np.hypot(cos, sin), factor, rtol=1e-5)

@@ -71,11 +71,12 @@ def model_of(name: str) -> Tiny:
 
 @functools.cache
 def programs(name: str) -> Mapping[str, Program]:
-    """A model's programs with experts of this form, whatever the platform would choose."""
-    threshold = 1 if name.endswith("ragged") else None
+    """A model's programs with experts of its form alone, whatever the platform would choose."""
+    threshold, other = (1, "dense") if name.endswith("ragged") else (None, "ragged")
     settings = dataclasses.replace(platform_settings("cpu"), ragged_tokens=threshold)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experts, "platform_settings", lambda platform: settings)
+        patch.delattr(experts.experts, other)
         again = dataclasses.replace(model_of(name))  # nothing traced or compiled yet
         return compile_programs(list(again.specs.values()))
 

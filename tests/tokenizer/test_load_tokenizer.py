@@ -38,6 +38,24 @@ def test_a_vocabulary_alone_is_enough(write: Write, bpe_json: bytes) -> None:
     assert tokenizer.decode(tokenizer.encode("hello")) == "hello"
 
 
+def test_ids_beyond_the_model_may_be_control_tokens_alone(write: Write, bpe_json: bytes) -> None:
+    value = json.loads(bpe_json)
+    size = load_tokenizer(write(tokenizer_json=bpe_json)).vocab_size
+    value["added_tokens"].append(
+        {
+            **{"id": size, "content": "<image>", "special": True, "normalized": False},
+            **{"single_word": False, "lstrip": False, "rstrip": False},
+        }
+    )
+    folder = write(tokenizer_json=json.dumps(value).encode())
+    tokenizer = load_tokenizer(folder, vocab_size=size)
+    assert tokenizer.vocab_size == size
+    assert tokenizer.decode(tokenizer.encode("a <image> b")) == "a <image> b"
+    assert load_tokenizer(folder).vocab_size == size + 1
+    with pytest.raises(TokenizerError, match="not of one model"):
+        load_tokenizer(folder, vocab_size=size - 10)
+
+
 def test_a_path_may_be_a_string(bpe_dir: Path) -> None:
     assert load_tokenizer(str(bpe_dir)).eos_ids == (2,)
 

@@ -19,7 +19,7 @@ from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.memory import as_mesh_error
 from tpuinfer.engine.request import MAX_STOP_IDS
 from tpuinfer.engine.warmup import WarmUp
-from tpuinfer.errors import CheckpointError, ConfigError
+from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import EncoderConfig, ModelConfig
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, weights
@@ -239,11 +239,6 @@ def load(
 
     assert plan.path is not None, "a plan without a checkpoint: `start` takes the weights"
     tokenizer = load_tokenizer(plan.path, chat_template=chat_template, vocab_size=plan.config.vocab)
-    if tokenizer.vocab_size > plan.config.vocab:
-        raise CheckpointError(
-            f"{plan.path}: the tokenizer knows {tokenizer.vocab_size} ids, but the embedding has "
-            f"{plan.config.vocab} rows: they are not of one model"
-        )
     shapes = abstract_params(registry.build(plan.config), plan.layout, plan.dtype)
     try:
         params = checkpoint_load.load_params(plan.path, shapes)

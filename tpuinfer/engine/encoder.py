@@ -12,7 +12,7 @@ from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.config import EngineConfig, check_dtype
 from tpuinfer.engine.embed import Embedder
 from tpuinfer.engine.memory import as_mesh_error
-from tpuinfer.errors import CheckpointError, ConfigError
+from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import EncoderConfig, Pooling
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, weights
@@ -129,11 +129,6 @@ def load_encoder(
 
     assert plan.path is not None, "a plan without a checkpoint: `start_encoder` takes the weights"
     tokenizer = load_tokenizer(plan.path, vocab_size=plan.config.vocab)
-    if tokenizer.vocab_size > plan.config.vocab:
-        raise CheckpointError(
-            f"{plan.path}: the tokenizer knows {tokenizer.vocab_size} ids, but the embedding has "
-            f"{plan.config.vocab} rows: they are not of one model"
-        )
     shapes = abstract_params(registry.build(plan.config), plan.layout, plan.dtype)
     try:
         params = checkpoint_load.load_params(plan.path, shapes)

@@ -51,11 +51,13 @@ def load_tokenizer(
 
     Args:
       chat_template: a file with the chat template to use instead of the checkpoint's own.
-      vocab_size: the model's; a checkpoint without any vocabulary then gives a tokenizer that takes
-        ids only (`Tokenizer.has_text` is False), where it is an error otherwise.
+      vocab_size: the model's. Control tokens beyond it (Gemma 3's text models name an image token)
+        are no ids of the tokenizer then. A checkpoint without any vocabulary gives a tokenizer that
+        takes ids only (`Tokenizer.has_text` is False), where it is an error otherwise.
 
     Raises:
-      TokenizerError: a file is missing or damaged, or names a token that the vocabulary lacks.
+      TokenizerError: a file is missing or damaged, names a token that the vocabulary lacks, or is
+        of another model than `vocab_size`.
     """
     folder = Path(directory)
     config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / _CONFIG)
@@ -64,6 +66,8 @@ def load_tokenizer(
     vocabulary = _vocabulary(folder, config, spellings, vocab_size)
     if not vocabulary.has_text:
         return Tokenizer(vocabulary, eos_ids=_eos_ids(folder, None))
+    if vocab_size is not None:
+        _check_size(folder, vocabulary, vocab_size)
     bos_id = _named_id(vocabulary, special, config, "bos_token", vocabulary.bos_id)
     eos_id = _named_id(vocabulary, special, config, "eos_token", vocabulary.eos_id)
     override = None if chat_template is None else Path(chat_template).expanduser()
@@ -76,7 +80,17 @@ def load_tokenizer(
         suffix_ids=_surround(config, "add_eos_token", eos_id, vocabulary.suffix_ids),
         template=templates.plain,
         tool_template=templates.tools,
+        limit=vocab_size,
     )
+
+
+def _check_size(folder: Path, vocabulary: Vocabulary, size: int) -> None:
+    pieces, control = vocabulary.table.pieces, vocabulary.table.control
+    if any(pieces[token] and token not in control for token in range(size, len(pieces))):
+        raise TokenizerError(
+            f"{folder}: the tokenizer knows {len(pieces)} ids, but the embedding has {size} rows: "
+            "they are not of one model"
+        )
 
 
 def _vocabulary(

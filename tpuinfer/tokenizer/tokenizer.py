@@ -24,6 +24,7 @@ class Tokenizer:
       suffix_ids: put after a text by `encode`.
       template: how messages become a prompt, if the model says.
       tool_template: the same for conversations that offer tools; None = `template`.
+      limit: ids that the model has; None = as many as the vocabulary.
     """
 
     vocabulary: Vocabulary
@@ -33,11 +34,13 @@ class Tokenizer:
     suffix_ids: tuple[int, ...] = ()
     template: ChatTemplate | None = None
     tool_template: ChatTemplate | None = None
+    limit: int | None = None
 
     @property
     def vocab_size(self) -> int:
         """One more than the largest id that has a spelling; a model's V may be padded beyond it."""
-        return len(self.vocabulary.table.pieces)
+        size = len(self.vocabulary.table.pieces)
+        return size if self.limit is None else min(size, self.limit)
 
     @property
     def has_text(self) -> bool:

@@ -13,7 +13,13 @@ _TINY = {
     "num_key_value_heads": 1,
     "max_position_embeddings": 256,
 }
-_SEVERAL = {**_TINY, "num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 48}
+_SEVERAL = {
+    **_TINY,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+}
 _OWN_HEAD = {"head_dim": 8}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
