@@ -17,11 +17,12 @@ from tpuinfer.cache import ring as ring_module
 from tpuinfer.cache.ring import Asked, RingAttention, Rows
 from tpuinfer.programs.compile import compile_programs, use_compilation_cache
 from tpuinfer.programs.state import shaped, zeros
-from tpuinfer.testing.tiny import TINY, tiny
+from tpuinfer.testing.tiny import ODD, TINY, tiny
 
 MODELS = {
     "1": lambda: tiny(TINY),
     "2x4": lambda: tiny(TINY, "2x4", buckets=(16,)),
+    "1 KV head": lambda: tiny(ODD),
     "1 windows": stops,
     "1 sinks": rolls,
     "2x4 sinks": lambda: rolls("2x4"),
@@ -31,6 +32,7 @@ MODELS = {
 NAMES = {
     "1": ["prefill_1x16", "prefill_1x8", "decode"],
     "2x4": ["prefill_1x16", "decode"],
+    "1 KV head": ["prefill_1x16", "prefill_1x8", "decode"],
     "1 windows": ["prefill_1x64", "prefill_4x64", "decode", "decode_4"],
     "1 sinks": ["prefill_1x64", "prefill_4x64", "decode", "decode_4"],
     "2x4 sinks": ["prefill_1x64", "prefill_4x64", "decode", "decode_2"],

@@ -23,12 +23,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.experimental import layout as memory
 from jax.sharding import PartitionSpec
 
 from tpuinfer.cache.spec import RING_AXES
 from tpuinfer.ops import attention
 from tpuinfer.sharding.rules import Layout
 
+_ROW_MAJOR = memory.Layout(tuple(range(len(RING_AXES))))
 _HEADS = ("batch", None, "heads", "head_dim")
 _KV = ("batch", None, "kv_heads", "head_dim")
 
@@ -319,6 +321,8 @@ def write(ring: Ring, k: jax.Array, v: jax.Array, rows: Rows) -> Ring:
 
     def put(array: jax.Array, new: jax.Array) -> jax.Array:
         put_in = array.reshape(-1, head_dim).at[flat].set(new.reshape(-1, head_dim), mode="drop")
-        return put_in.reshape(array.shape)
+        # With one KV head there are two orders of the same bytes; if the compiler chose the other
+        # one here, it would copy the ring from one to the other and back.
+        return memory.with_layout_constraint(put_in.reshape(array.shape), _ROW_MAJOR)
 
     return dataclasses.replace(ring, keys=put(ring.keys, k), values=put(ring.values, v))

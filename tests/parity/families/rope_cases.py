@@ -16,26 +16,28 @@ GOLDEN = Path(__file__).parents[1] / "goldens" / "rope.json"
 LENGTHS = (60, 5_000, 100_000)
 """Texts within every original context, beyond some, and beyond all but one."""
 
+_ORIGINAL = "original_max_position_embeddings"
+
 _LLAMA_31 = {
     "rope_type": "llama3",
     "rope_theta": 500_000.0,
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
+    _ORIGINAL: 8192,
 }
 _YARN = {
     "rope_type": "yarn",
     "rope_theta": 1_000_000.0,
     "factor": 4.0,
-    "original_max_position_embeddings": 32_768,
+    _ORIGINAL: 32_768,
 }
 _LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10_000.0,
     "short_factor": [1.0 + 0.05 * i for i in range(8)],
     "long_factor": [1.1 + 2.5 * i for i in range(8)],
-    "original_max_position_embeddings": 4096,
+    _ORIGINAL: 4096,
 }
 
 ROPES: dict[str, dict[str, Any]] = {
@@ -43,7 +45,7 @@ ROPES: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 8.0},
     "dynamic": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0},
     "llama3": _LLAMA_31,
-    "llama3-short": _LLAMA_31 | {"original_max_position_embeddings": 128, "factor": 32.0},
+    "llama3-short": _LLAMA_31 | {_ORIGINAL: 128, "factor": 32.0},
     "yarn": _YARN,
     "yarn-ramp": _YARN
     | {
@@ -52,7 +54,7 @@ ROPES: dict[str, dict[str, Any]] = {
         "beta_fast": 24.0,
         "beta_slow": 2.0,
         "truncate": False,
-        "original_max_position_embeddings": 4096,
+        _ORIGINAL: 4096,
     },
     "yarn-mscale": _YARN | {"factor": 40.0, "mscale": 1.3, "mscale_all_dim": 0.7},
     "yarn-fixed": _YARN | {"attention_factor": 1.4},
@@ -81,7 +83,7 @@ def config_of(name: str) -> dict[str, Any]:
         "num_key_value_heads": 1,
         "head_dim": 16,
         "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 131_072 if name[0] in "ly" and name != "linear" else 2048,
+        "max_position_embeddings": 131_072 if _ORIGINAL in ROPES[name] else 2048,
         "rope_parameters": dict(ROPES[name]),
     }
 
