@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import Experts, Rope
 from tpuinfer.models.blueprint import weights
 from tpuinfer.models.registry import build, families, read_config
@@ -178,6 +179,22 @@ def test_stretched_as_the_model_card_of_qwen_says():
     config = read_config(hf("Qwen/Qwen3-8B") | {"rope_scaling": stretched})
     assert config.rope == Rope(1e6, None, "yarn", 4.0, 32_768, low=1.0, high=32.0)
     assert config.context == 131_072
+
+
+@pytest.mark.parametrize("name", ["google/gemma-2-2b-it", "google/gemma-3-1b-it"])
+def test_an_activation_of_null_is_gemmas_own(name):
+    assert read_config(hf(name) | {"hidden_activation": None}) == read_config(hf(name))
+
+
+@pytest.mark.parametrize("name", ["openai/gpt-oss-20b", "google/gemma-3-1b-it", "Qwen/Qwen3-8B"])
+def test_a_base_of_null_is_refused_unless_it_stands_elsewhere(name):
+    with pytest.raises(ConfigError, match="wrong type: rope_theta is null"):
+        read_config(hf(name) | {"rope_theta": None})
+
+
+def test_a_base_of_null_beside_the_newer_entry():
+    newer = {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    assert read_config(hf("Qwen/Qwen3-8B") | newer) == read_config(hf("Qwen/Qwen3-8B"))
 
 
 @pytest.mark.parity

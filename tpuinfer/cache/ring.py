@@ -165,7 +165,7 @@ class RingAttention:
         parts = _by_class(rings, rows)
         narrow = self.mode == "narrow"
         if narrow:
-            rings = tuple(write(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
+            rings = tuple(_put(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
         seen = attention.begin(q.main, asked.sink_logits)
         for ring, part in zip(rings, parts, strict=True):
             ends = part.start + part.length if narrow else part.start
@@ -182,7 +182,7 @@ class RingAttention:
             parts = [
                 dataclasses.replace(part, slot=_after(seen.total, part.slot)) for part in parts
             ]
-            rings = tuple(write(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
+            rings = tuple(_put(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
         return _finish(seen, asked.q), rings
 
     def _decode(
@@ -208,7 +208,7 @@ class RingAttention:
         self, scores: Scores, asked: Asked, ring: Ring, rows: Rows
     ) -> tuple[jax.Array, Ring]:
         q, k, v = _lined_up(asked, ring.keys.dtype, scores, rows)
-        ring = write(ring, k, v, rows)
+        ring = _put(ring, k, v, rows)
         seen = attention.attend_ring(
             attention.begin(q.main, asked.sink_logits),
             q,
@@ -286,6 +286,20 @@ def _after(read: jax.Array, slot: jax.Array) -> jax.Array:
     return jnp.where(read.min() < 0, slot + 1, slot)
 
 
+def _put(ring: Ring, k: jax.Array, v: jax.Array, rows: Rows) -> Ring:
+    """`write`, whose result lies in memory as the ring did.
+
+    With one KV head there are two orders of the same bytes; if the compiler chose the other one
+    for what is written, it would copy the ring from one to the other and back.
+    """
+    written = write(ring, k, v, rows)
+    return dataclasses.replace(
+        written,
+        keys=memory.with_layout_constraint(written.keys, _ROW_MAJOR),
+        values=memory.with_layout_constraint(written.values, _ROW_MAJOR),
+    )
+
+
 def write(ring: Ring, k: jax.Array, v: jax.Array, rows: Rows) -> Ring:
     """Put new keys and values into their columns; local shapes, call it inside shard_map.
 
@@ -321,8 +335,6 @@ def write(ring: Ring, k: jax.Array, v: jax.Array, rows: Rows) -> Ring:
 
     def put(array: jax.Array, new: jax.Array) -> jax.Array:
         put_in = array.reshape(-1, head_dim).at[flat].set(new.reshape(-1, head_dim), mode="drop")
-        # With one KV head there are two orders of the same bytes; if the compiler chose the other
-        # one here, it would copy the ring from one to the other and back.
-        return memory.with_layout_constraint(put_in.reshape(array.shape), _ROW_MAJOR)
+        return put_in.reshape(array.shape)
 
     return dataclasses.replace(ring, keys=put(ring.keys, k), values=put(ring.values, v))

@@ -19,7 +19,6 @@ _DEFAULTS = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh",
     "max_position_embeddings": 8192,
     "rms_norm_eps": 1e-6,
     "eos_token_id": 1,
@@ -51,7 +50,7 @@ def read_config(hf: Mapping[str, Any]) -> ModelConfig:
     entries.refuse("use_bidirectional_attention")
     bias = entries.flag("attention_bias")
     return entries.config(
-        activation=entries.activation("hidden_activation"),
+        activation=entries.activation("hidden_activation", "gelu_pytorch_tanh"),
         windows=entries.windows(
             entries.integer("sliding_window", 0), entries.integer("num_hidden_layers"), _PERIOD
         ),

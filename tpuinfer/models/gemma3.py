@@ -20,7 +20,6 @@ _DEFAULTS = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh",
     "max_position_embeddings": 131_072,
     "rms_norm_eps": 1e-6,
     "eos_token_id": 1,
@@ -70,7 +69,7 @@ def read_config(hf: Mapping[str, Any]) -> ModelConfig:
     bias = entries.flag("attention_bias")
     rope, local_rope = _ropes(entries)
     return entries.config(
-        activation=entries.activation("hidden_activation"),
+        activation=entries.activation("hidden_activation", "gelu_pytorch_tanh"),
         rope=rope,
         local_rope=local_rope,
         windows=entries.windows(

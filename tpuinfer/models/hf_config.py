@@ -155,7 +155,8 @@ class Entries:
         head_dim = self.head_dim()
         share = own.real("partial_rotary_factor", self.real("partial_rotary_factor", 1.0))
         size = int(head_dim * share)
-        base = own.optional("rope_theta") or theta or self.real("rope_theta", 10_000.0)
+        usual = None if "rope_theta" in self._null else 10_000.0
+        base = own.optional("rope_theta") or theta or self.real("rope_theta", usual)
         turned = None if size == head_dim else size
         return _scaled(kind, own, self, Rope(base, turned), size)
 
