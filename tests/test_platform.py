@@ -61,10 +61,7 @@ def test_a_prompt_of_its_own_always_has_a_program(platform):
         assert list(rows) == sorted(set(rows))
 
 
-def test_experts_are_ragged_where_there_is_a_kernel_and_tokens_enough():
-    """No decode is, and a full prefill chunk may be."""
-    for platform in ("cpu", "gpu"):
-        assert platform_settings(platform).ragged_tokens is None
-    tpu = platform_settings("tpu")
-    assert tpu.ragged_tokens is not None
-    assert 1 < tpu.ragged_tokens <= tpu.chunk
+def test_float32_is_float32_where_the_platform_would_round():
+    assert platform_settings("cpu").float32_precision is None
+    for platform in ("gpu", "tpu"):
+        assert platform_settings(platform).float32_precision == "highest"

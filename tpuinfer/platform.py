@@ -11,11 +11,11 @@ number of rows.
 
 Mixtures of experts on the CPU: ragged products have no kernel there and take 2.5 to 9 times as long
 as all experts computing all rows (8 of 512 x 1024, 2 active, bf16: 9.3 against 1.7 ms for 4 rows,
-58 against 23 for 128), and in float32 their bits may change with the number of rows. For a TPU this
-is reckoned from compiled programs, not yet run: the dense form reads each weight once, a time in
-which a v5e (197 TFLOP/s, 819 GB/s) computes 240 rows; XLA's ragged kernel wants them transposed,
-three times the traffic, so it pays for several full chunks at once. GPUs stay dense until they are
-measured.
+58 against 23 for 128), and in float32 their bits may change with the number of rows. TPUs and GPUs
+stay dense too until one has shown that a row's bits do not depend on its neighbours there. As
+compiled for a v5e (197 TFLOP/s, 819 GB/s), dense reads each weight once, a time in which it computes
+240 rows; XLA's ragged kernel wants them transposed, three times the traffic, so that it would pay
+for several full chunks at once.
 """
 
 import dataclasses
@@ -40,6 +40,8 @@ class PlatformSettings:
       encode_tokens: padded tokens per data shard in one dispatch of an encoder.
       encode_smallest: width of an encoder's narrowest program.
       compiler_options: XLA's, for every program.
+      float32_precision: of products of float32 numbers; None = the platform's own, which on TPUs
+        and GPUs is less than float32.
       ragged_tokens: tokens of one row in a call from which a mixture's experts compute only the
         rows that chose them, sorted; below, and always if None, every expert computes every row.
       default_context: ring length when nobody says one (and the model allows it).
@@ -60,6 +62,7 @@ class PlatformSettings:
     encode_smallest: int = 32
     ragged_tokens: int | None = None
     compiler_options: tuple[tuple[str, str], ...] = ()
+    float32_precision: str | None = None
 
 
 _CPU = PlatformSettings(
@@ -85,8 +88,8 @@ prefill and one decode."""
 
 _SETTINGS = {
     "cpu": _CPU,
-    "gpu": PlatformSettings(min_rows=1, steps=8),
-    "tpu": PlatformSettings(min_rows=8, steps=8, ragged_tokens=512),
+    "gpu": PlatformSettings(min_rows=1, steps=8, float32_precision="highest"),
+    "tpu": PlatformSettings(min_rows=8, steps=8, float32_precision="highest"),
 }
 
 

@@ -2,8 +2,8 @@
 
 published_configs.json holds entries of config.json files, dated as they are: defaults left out, odd
 ones left in. `parameters` counts all of the checkpoint, from the model card or the metadata of its
-safetensors; `confirmed` says that the entries were compared with a public copy of the file, and
-otherwise they are those that the model's card and paper give.
+safetensors; `confirmed` says that the entries that shape the model were compared with a public copy
+of the file. The others are as its card and paper have them, and the count bears them out.
 """
 
 import copy

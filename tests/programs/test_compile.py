@@ -15,7 +15,7 @@ from windowed import rolls, stops
 
 from tpuinfer.cache import ring as ring_module
 from tpuinfer.cache.ring import Asked, RingAttention, Rows
-from tpuinfer.programs.compile import compile_programs, use_compilation_cache
+from tpuinfer.programs.compile import compile_programs, lower, use_compilation_cache
 from tpuinfer.programs.state import shaped, zeros
 from tpuinfer.testing.tiny import ODD, TINY, tiny
 
@@ -112,6 +112,16 @@ def test_copies_are_seen_where_they_are():
 )
 def test_the_reader_of_hlo_by_hand(line, found):
     assert ring_copies(line, 32) == found
+
+
+@pytest.mark.parametrize("name", NAMES["1"])
+def test_products_of_float32_are_as_exact_as_asked(name):
+    spec = MODELS["1"]().specs[name]
+    for precision, word in ((None, "DEFAULT"), ("highest", "HIGHEST")):
+        text = lower(dataclasses.replace(spec, precision=precision)).as_text()
+        dots = [line for line in text.splitlines() if "dot_general" in line]
+        assert len(dots) >= 10
+        assert all(f"precision = [{word}, {word}]" in line for line in dots)
 
 
 def test_the_set_is_closed():

@@ -36,7 +36,7 @@ def program(config, mesh="1", pooling="mean", normalised=True):
         Pooling(pooling, normalised),
         sizes=[(ROWS // layout.shards("batch"), WIDTH)],
         dtype="float32",
-        options=platform_settings("cpu").compiler_options,
+        settings=platform_settings("cpu"),
     )
     host = random_weights(config)
     shapes = abstract_params(blueprint, layout, "float32")

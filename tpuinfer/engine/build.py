@@ -1,6 +1,7 @@
 """From the name of a model and the shape of a mesh to an engine that is ready for requests."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ from tpuinfer.sharding.simulate import prepare_cpu_devices
 
 if TYPE_CHECKING:
     from tpuinfer.tokenizer.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 Params = Mapping[str, jax.Array]
 
@@ -211,6 +214,12 @@ def plan_of(
     rings = tuple(
         _rings(config, layer, slots, settings, width, engine) for layer in range(config.layers)
     )
+    if config.settled(slots.capacity) != config:
+        _log.info(
+            "context %d is beyond this model's original one: longrope's factors for long texts hold "
+            "from the first token on, for short texts too",
+            slots.capacity,
+        )
     config = config.settled(slots.capacity)
     return Plan(None, config, layout, settings, width, slots, rings, engine)
 

@@ -158,7 +158,7 @@ def start_encoder(
         plan.pooling,
         sizes=plan.sizes,
         dtype=plan.dtype,
-        options=plan.settings.compiler_options,
+        settings=plan.settings,
     )
     embedder = Embedder(
         params,

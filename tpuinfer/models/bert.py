@@ -145,12 +145,12 @@ def read_config(hf: Mapping[str, Any]) -> EncoderConfig:
         vocab=entries.integer("vocab_size"),
         embed=entries.integer("hidden_size"),
         mlp=entries.integer("intermediate_size"),
-        layers=entries.integer("num_hidden_layers"),
+        layers=entries.layers(),
         heads=entries.integer("num_attention_heads"),
         positions=entries.integer("max_position_embeddings"),
         first_position=entries.integer("pad_token_id", 1) + 1 if skips else 0,
         types=entries.integer("type_vocab_size"),
-        norm_eps=entries.real("layer_norm_eps"),
+        norm_eps=entries.positive("layer_norm_eps"),
         activation=entries.activation(),
     )
 

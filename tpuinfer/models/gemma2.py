@@ -51,15 +51,13 @@ def read_config(hf: Mapping[str, Any]) -> ModelConfig:
     bias = entries.flag("attention_bias")
     return entries.config(
         activation=entries.activation("hidden_activation", "gelu_pytorch_tanh"),
-        windows=entries.windows(
-            entries.integer("sliding_window", 0), entries.integer("num_hidden_layers"), _PERIOD
-        ),
+        windows=entries.windows(entries.integer("sliding_window", 0), entries.layers(), _PERIOD),
         qkv_bias=bias,
         o_bias=bias,
-        query_scale=1 / math.sqrt(entries.real("query_pre_attn_scalar")),
+        query_scale=1 / math.sqrt(entries.positive("query_pre_attn_scalar")),
         score_cap=entries.optional("attn_logit_softcapping"),
         logit_cap=entries.optional("final_logit_softcapping"),
-        embed_scale=math.sqrt(entries.integer("hidden_size")),
+        embed_scale=math.sqrt(entries.positive("hidden_size")),
     )
 
 

@@ -74,14 +74,14 @@ def read_config(hf: Mapping[str, Any]) -> ModelConfig:
         local_rope=local_rope,
         windows=entries.windows(
             entries.integer("sliding_window", 0),
-            entries.integer("num_hidden_layers"),
+            entries.layers(),
             entries.integer("sliding_window_pattern"),
         ),
         qkv_bias=bias,
         o_bias=bias,
-        query_scale=1 / math.sqrt(entries.real("query_pre_attn_scalar")),
+        query_scale=1 / math.sqrt(entries.positive("query_pre_attn_scalar")),
         logit_cap=entries.optional("final_logit_softcapping"),
-        embed_scale=math.sqrt(entries.integer("hidden_size")),
+        embed_scale=math.sqrt(entries.positive("hidden_size")),
     )
 
 
@@ -107,18 +107,18 @@ def _ropes(entries: Entries) -> tuple[Rope, Rope]:
     rope_parameters holds both by kind of layer; before, rope_theta and rope_scaling were those of
     the first, and rope_local_base_freq of the others.
     """
-    stated = entries.hf.get("rope_parameters") or {}
-    if not isinstance(stated, Mapping) or not stated.keys() <= {_GLOBAL, _LOCAL}:
+    stated = entries.mapping("rope_parameters")
+    kinds = stated.keys() <= {_GLOBAL, _LOCAL}
+    if not kinds or not all(isinstance(one, dict | None) for one in stated.values()):
         raise ConfigError(
             f"config.json has rope_parameters {str(stated)[:60]!r}: gemma3 needs {_GLOBAL} and "
             f"{_LOCAL} in it, and nothing else"
         )
-    scaling = entries.hf.get("rope_scaling") or {}
-    far = {**(stated.get(_GLOBAL) or {}), **scaling}
+    far = {**(stated.get(_GLOBAL) or {}), **entries.mapping("rope_scaling")}
     near = stated.get(_LOCAL) or {}
     return (
         entries.rope(far),
-        entries.rope(near, theta=entries.real("rope_local_base_freq")),
+        entries.rope(near, theta=entries.positive("rope_local_base_freq")),
     )
 
 

@@ -24,6 +24,16 @@ _DEFAULTS = {
     "swiglu_limit": 7.0,
 }
 
+_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+"""Of Hugging Face's config class, where a config states nothing."""
+
 _SINKS = ".self_attn.sinks"
 
 
@@ -52,13 +62,15 @@ def read_config(hf: Mapping[str, Any]) -> ModelConfig:
                 f"config.json has {name} {entries.hf[name]!r}: gpt_oss is supported with "
                 f"{_DEFAULTS[name]} only"
             )
+    stated = entries.stated_rope()
     bias = entries.flag("attention_bias")
-    count = entries.integer("num_hidden_layers")
+    count = entries.layers()
     if "layer_types" not in entries:
         kinds = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(count)]
         entries.hf["layer_types"] = kinds
     mlp = entries.integer("intermediate_size")
     return entries.config(
+        rope=entries.rope(stated or _ROPE),
         windows=entries.windows(entries.integer("sliding_window"), count),
         qkv_bias=bias,
         o_bias=bias,

@@ -4,8 +4,9 @@ Published configs leave out what equals the default of their class, so each fami
 defaults. An entry that asks for what a family does not do here is refused by name.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import Activation, ModelConfig, Rope
@@ -18,7 +19,20 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
 }
 
+_MOST = 2**31
+_MOST_LAYERS = 4096
+
 _ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+
+
+_ROPE_ENTRIES = frozenset(
+    {
+        *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "finetuned"),
+        *("original_max_position_embeddings", "attention_factor", "truncate"),
+        *("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"),
+        *("mscale", "mscale_all_dim", "short_factor", "long_factor"),
+    }
+)
 
 
 class Entries:
@@ -50,19 +64,39 @@ class Entries:
 
     def integer(self, name: str, default: int | None = None) -> int:
         value = self.required(name) if default is None else self.hf.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        if not _is_number(value) or value != int(value) or abs(value) >= _MOST:
             raise self._wrong(name, value, "an integer")
         return int(value)
 
     def real(self, name: str, default: float | None = None) -> float:
         value = self.required(name) if default is None else self.hf.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not _is_number(value):
             raise self._wrong(name, value, "a number")
         return float(value)
 
+    def positive(self, name: str, default: float | None = None) -> float:
+        value = self.real(name, default)
+        if value <= 0:
+            raise self._wrong(name, value, "above 0")
+        return value
+
     def optional(self, name: str) -> float | None:
-        """A number, or None where the entry is null or absent."""
-        return self.real(name) if name in self else None
+        """A number above 0, or None where the entry is null or absent."""
+        return self.positive(name) if name in self else None
+
+    def layers(self) -> int:
+        """How many layers there are."""
+        value = self.integer("num_hidden_layers")
+        if value > _MOST_LAYERS:
+            raise self._wrong("num_hidden_layers", value, f"at most {_MOST_LAYERS}")
+        return value
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """An object; an empty one where the entry is null or absent."""
+        value = self.hf.get(name, {})
+        if not isinstance(value, dict):
+            raise self._wrong(name, value, "an object")
+        return value
 
     def flag(self, name: str, default: bool = False) -> bool:
         value = self.hf.get(name, default)
@@ -121,7 +155,7 @@ class Entries:
     def one_window(self) -> tuple[int, ...]:
         """`sliding_window`, the same for every layer; null or 0 is none."""
         window = self.integer("sliding_window", 0)
-        return (window,) * self.integer("num_hidden_layers") if window else ()
+        return (window,) * self.layers() if window else ()
 
     def switched_windows(self, sliding: Callable[[int], bool]) -> tuple[int, ...]:
         """Windows of a family that has them where `use_sliding_window` is set.
@@ -130,21 +164,32 @@ class Entries:
           sliding: whether a layer has one, where the config has no layer_types.
         """
         window = self.integer("sliding_window", 0) if self.flag("use_sliding_window") else 0
-        count = self.integer("num_hidden_layers")
+        count = self.layers()
         kinds = ("full_attention", "sliding_attention")
         chosen = [kinds[bool(window) and sliding(index)] for index in range(count)]
         self.hf.setdefault("layer_types", chosen)
         return self.windows(window, count)
 
-    def rope(self, entries: Mapping[str, Any] | None = None, *, theta: float | None = None) -> Rope:
+    def stated_rope(self) -> dict[str, Any]:
+        """What the config says of rotary positions, under its newer or its older name."""
+        return self.mapping("rope_parameters") or self.mapping("rope_scaling")
+
+    def rope(
+        self,
+        entries: Mapping[str, Any] | None = None,
+        *,
+        theta: float | None = None,
+        partial: bool = False,
+    ) -> Rope:
         """Rotary positions.
 
         Args:
-          entries: of `rope_parameters` or `rope_scaling`; None = those of the config itself.
+          entries: of one kind of layers; None = `stated_rope`.
           theta: the base where none is stated; None = the config's `rope_theta`.
+          partial: the family may turn only a part of each head.
         """
         if entries is None:
-            entries = self.hf.get("rope_parameters") or self.hf.get("rope_scaling") or {}
+            entries = self.stated_rope()
         kind = str(entries.get("rope_type", entries.get("type", "default")))
         kind = {"su": "longrope"}.get(kind, kind)
         if kind not in _ROPE_KINDS:
@@ -152,30 +197,46 @@ class Entries:
                 f"config.json has rope_scaling {kind!r}: supported are {', '.join(_ROPE_KINDS)}"
             )
         own = Entries(entries, self.family)
-        head_dim = self.head_dim()
-        share = own.real("partial_rotary_factor", self.real("partial_rotary_factor", 1.0))
-        size = int(head_dim * share)
+        if unknown := sorted(own.hf.keys() - _ROPE_ENTRIES):
+            raise ConfigError(
+                f"config.json has {unknown[0]!r} within its rotary positions, which is not known "
+                f"for {self.family} and may change the numbers"
+            )
+        size = self._turned(own, partial)
         usual = None if "rope_theta" in self._null else 10_000.0
-        base = own.optional("rope_theta") or theta or self.real("rope_theta", usual)
-        turned = None if size == head_dim else size
-        return _scaled(kind, own, self, Rope(base, turned), size)
+        base = own.optional("rope_theta") or theta or self.positive("rope_theta", usual)
+        return _scaled(kind, own, self, Rope(base, None if size == self.head_dim() else size), size)
+
+    def _turned(self, own: "Entries", partial: bool) -> int:
+        """How many dimensions of a head turn."""
+        name = "partial_rotary_factor"
+        share = own.positive(name, self.positive(name, 1.0))
+        size = int(self.head_dim() * share)
+        if share != 1 and not partial:
+            raise ConfigError(f"config.json has {name} {share}: not supported for {self.family}")
+        if share > 1 or size < 2 or size % 2:
+            raise ConfigError(
+                f"config.json has {name} {share}: {size} of a head's {self.head_dim()} dimensions "
+                "turn with it, and it must be an even number of them, 2 or more"
+            )
+        return size
 
     def head_dim(self) -> int:
         if "head_dim" in self:
             return self.integer("head_dim")
-        return self.integer("hidden_size") // self.integer("num_attention_heads")
+        return self.integer("hidden_size") // max(self.integer("num_attention_heads"), 1)
 
     def eos_ids(self) -> tuple[int, ...]:
         value = self.hf.get("eos_token_id")
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(token) is int for token in ids):
+        if not all(type(token) is int and 0 <= token < _MOST for token in ids):
             raise self._wrong("eos_token_id", value, "an id or a list of ids")
         return tuple(ids)
 
     def config(self, **others: Any) -> ModelConfig:
         """The numbers that every decoder has; `others` are added, and win."""
         heads = self.integer("num_attention_heads")
-        layers = self.integer("num_hidden_layers")
+        layers = self.layers()
         values: dict[str, Any] = {
             "family": self.family,
             "vocab": self.integer("vocab_size"),
@@ -186,7 +247,7 @@ class Entries:
             "kv_heads": self.integer("num_key_value_heads", heads),
             "head_dim": self.head_dim(),
             "context": self.integer("max_position_embeddings"),
-            "norm_eps": self.real("rms_norm_eps"),
+            "norm_eps": self.positive("rms_norm_eps"),
             "tie_embeddings": self.flag("tie_word_embeddings"),
             "eos_ids": self.eos_ids(),
             "bos_id": self.integer("bos_token_id") if "bos_token_id" in self else None,
@@ -205,6 +266,13 @@ class Entries:
         )
 
 
+def _is_number(value: object) -> TypeGuard[int | float]:
+    """Python's JSON reads Infinity and NaN, which are none here, and integers without end."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < 1e300 and math.isfinite(value)
+
+
 def _reach(rope: Rope) -> int:
     """Tokens that positions stretch to, where a config states the context before stretching."""
     if rope.kind not in ("dynamic", "yarn") or rope.original is None:
@@ -218,16 +286,23 @@ def _scaled(kind: str, own: Entries, whole: Entries, plain: Rope, size: int) -> 
         return plain
     theta, dim = plain.theta, plain.dim
     if kind == "linear":
-        return Rope(theta, dim, "linear", factor=own.real("factor"))
+        return Rope(theta, dim, "linear", factor=own.positive("factor"))
     context = whole.integer("max_position_embeddings")
     if kind == "dynamic":
-        return Rope(theta, dim, "dynamic", factor=own.real("factor"), original=context)
+        return Rope(theta, dim, "dynamic", factor=own.positive("factor"), original=context)
     name = "original_max_position_embeddings"
     original = whole.integer(name) if name in whole else own.integer(name, context)
+    if original < 2:
+        raise ConfigError(f"config.json has {name} {original}: it must be at least 2")
     factor = own.optional("factor") or context / original
     fixed = own.optional("attention_factor")
     if kind == "llama3":
-        low, high = own.real("low_freq_factor"), own.real("high_freq_factor")
+        low, high = own.positive("low_freq_factor"), own.positive("high_freq_factor")
+        if high <= low:
+            raise ConfigError(
+                f"config.json has low_freq_factor {low} and high_freq_factor {high}: "
+                "the second must be larger"
+            )
         return Rope(theta, dim, "llama3", factor, original, low=low, high=high)
     if kind == "yarn":
         return Rope(
@@ -251,9 +326,7 @@ def _scaled(kind: str, own: Entries, whole: Entries, plain: Rope, size: int) -> 
 
 def _divisors(own: Entries, name: str, count: int) -> tuple[float, ...]:
     values = own.required(name)
-    numbers = isinstance(values, list) and all(
-        isinstance(value, (int, float)) and value > 0 for value in values
-    )
+    numbers = isinstance(values, list) and all(_is_number(value) and value > 0 for value in values)
     if not numbers or len(values) != count:
         raise ConfigError(
             f"config.json has {name} {str(values)[:40]!r}: it must be {count} numbers above 0"

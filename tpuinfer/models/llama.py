@@ -25,6 +25,7 @@ def blueprint(config: ModelConfig) -> Decoder:
 
 def read_config(hf: Mapping[str, Any]) -> ModelConfig:
     entries = Entries(hf, "llama")
+    entries.refuse("sliding_window", "layer_types")
     bias = entries.flag("attention_bias")
     return entries.config(qkv_bias=bias, o_bias=bias, mlp_bias=entries.flag("mlp_bias"))
 

@@ -40,7 +40,7 @@ def read_config(hf: Mapping[str, Any]) -> ModelConfig:
     mlp = entries.integer("intermediate_size")
     count, active = (entries.integer(n) for n in ("num_local_experts", "num_experts_per_tok"))
     return entries.config(
-        windows=(window,) * entries.integer("num_hidden_layers") if window else (),
+        windows=(window,) * entries.layers() if window else (),
         experts=Experts(count, active, mlp),
     )
 

@@ -53,11 +53,12 @@ def read_config(hf: Mapping[str, Any]) -> ModelConfig:
 
 def _rope(entries: Entries) -> Rope:
     """Plain or longrope, which the first checkpoints call "su" or "yarn"."""
-    stated = dict(entries.hf.get("rope_parameters") or entries.hf.get("rope_scaling") or {})
+    stated = entries.stated_rope()
     kind = stated.get("rope_type", stated.get("type", "default"))
     if kind not in ("default", "longrope", "su", "yarn"):
         raise ConfigError(f"config.json has rope_scaling {kind!r}: phi3 has longrope or none")
-    return entries.rope(stated | {"rope_type": "longrope" if kind != "default" else kind})
+    named = {"rope_type": "longrope" if kind != "default" else kind}
+    return entries.rope(stated | named, partial=True)
 
 
 def hf_names(config: ModelConfig) -> names.Names:

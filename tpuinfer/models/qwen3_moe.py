@@ -38,7 +38,7 @@ def read_config(hf: Mapping[str, Any]) -> ModelConfig:
     """Numbers of a config.json, which may call the number of experts by either of two names."""
     entries = Entries(hf, "qwen3_moe", _DEFAULTS)
     bias = entries.flag("attention_bias")
-    layers_ = entries.integer("num_hidden_layers")
+    layers_ = entries.layers()
     sliding = entries.flag("use_sliding_window") and "sliding_window" in entries
     return entries.config(
         windows=(entries.integer("sliding_window"),) * layers_ if sliding else (),

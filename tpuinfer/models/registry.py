@@ -50,8 +50,8 @@ def for_model_type(model_type: object) -> Family:
       ConfigError: none does; names the nearest, and all.
     """
     known = {name: family for family in families().values() for name in family.model_types}
-    if model_type in known:
-        return known[str(model_type)]
+    if isinstance(model_type, str) and model_type in known:
+        return known[model_type]
     near = difflib.get_close_matches(str(model_type), known, n=1, cutoff=0.0)[0]
     raise ConfigError(
         f"config.json has model_type {model_type!r}, which is not supported; nearest: {near}; "

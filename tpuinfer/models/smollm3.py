@@ -51,7 +51,7 @@ def read_config(hf: Mapping[str, Any]) -> ModelConfig:
 
 def _unrotated(entries: Entries) -> tuple[int, ...]:
     """Layers marked 0 in `no_rope_layers`, or else the last of each `no_rope_layer_interval`."""
-    count = entries.integer("num_hidden_layers")
+    count = entries.layers()
     name = "no_rope_layers"
     if name not in entries:
         every = entries.integer("no_rope_layer_interval")

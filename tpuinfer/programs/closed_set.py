@@ -75,7 +75,14 @@ def program_specs(
     def spec(name: str, function: Any, *given: Any) -> ProgramSpec:
         host = jax.tree.map(lambda x: shaped(x.shape, x.dtype, whole), given)
         arguments = (params, state, *host)
-        return ProgramSpec(name, function, arguments, out_shardings, settings.compiler_options)
+        return ProgramSpec(
+            name,
+            function,
+            arguments,
+            out_shardings,
+            settings.compiler_options,
+            precision=settings.float32_precision if dtype == "float32" else None,
+        )
 
     prefill = make_prefill(blueprint, layout, **common)
     shapes = prefill_shapes(settings, buckets, slots // shards)

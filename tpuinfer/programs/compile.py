@@ -31,6 +31,7 @@ class ProgramSpec:
       arguments: params, then the state, which is donated, then what the host sends along.
       options: XLA's own, where the platform wants some.
       donated: which arguments are the state; none in a program that keeps none.
+      precision: of products of float32 numbers; None = the platform's own.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ProgramSpec:
     out_shardings: Any
     options: tuple[tuple[str, str], ...] = ()
     donated: tuple[int, ...] = (1,)
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def lower(spec: ProgramSpec) -> Any:
         out_shardings=spec.out_shardings,
         compiler_options=dict(spec.options) or None,
     )
-    return jitted.lower(*spec.arguments)
+    with jax.default_matmul_precision(spec.precision):
+        return jitted.lower(*spec.arguments)
 
 
 def _compile(spec: ProgramSpec, lowered: Any, lower_seconds: float) -> Program:

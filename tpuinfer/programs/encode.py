@@ -10,6 +10,7 @@ from tpuinfer.model_config import Pooling
 from tpuinfer.models.bert import Bert
 from tpuinfer.models.blueprint import abstract_params, bind
 from tpuinfer.ops import encoder
+from tpuinfer.platform import PlatformSettings
 from tpuinfer.programs.compile import ProgramSpec
 from tpuinfer.programs.state import shaped
 from tpuinfer.sharding.rules import Layout
@@ -44,12 +45,12 @@ def encode_specs(
     *,
     sizes: Sequence[tuple[int, int]],
     dtype: str,
-    options: tuple[tuple[str, str], ...] = (),
+    settings: PlatformSettings,
 ) -> list[ProgramSpec]:
     """Every program of an encoder, on abstract values alone.
 
     Args:
-      sizes: (rows per data shard, width) of each. options: XLA's own.
+      sizes: (rows per data shard, width) of each. settings: what suits the platform.
     """
     params = abstract_params(blueprint, layout, dtype)
     whole = NamedSharding(layout.mesh, PartitionSpec())
@@ -60,6 +61,14 @@ def encode_specs(
         tokens = shaped((rows * shards, width), jnp.int32, whole)
         length = shaped((rows * shards,), jnp.int32, whole)
         arguments = (params, tokens, length)
-        return ProgramSpec(encode_name(rows, width), encode, arguments, whole, options, donated=())
+        return ProgramSpec(
+            encode_name(rows, width),
+            encode,
+            arguments,
+            whole,
+            settings.compiler_options,
+            donated=(),
+            precision=settings.float32_precision if dtype == "float32" else None,
+        )
 
     return [spec(rows, width) for rows, width in sizes]
