@@ -13,7 +13,7 @@ Mixtures of experts on the CPU: ragged products have no kernel there and take 2.
 as all experts computing all rows (8 of 512 x 1024, 2 active, bf16: 9.3 against 1.7 ms for 4 rows,
 58 against 23 for 128), and in float32 their bits may change with the number of rows. TPUs and GPUs
 stay dense too until one has shown that a row's bits do not depend on its neighbours there. As
-compiled for a v5e (197 TFLOP/s, 819 GB/s), dense reads each weight once, a time in which it computes
+compiled for a v5e (197 TFLOP/s, 819 GB/s), dense reads each weight once, in which time it computes
 240 rows; XLA's ragged kernel wants them transposed, three times the traffic, so that it would pay
 for several full chunks at once.
 """

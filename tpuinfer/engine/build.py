@@ -216,7 +216,7 @@ def plan_of(
     )
     if config.settled(slots.capacity) != config:
         _log.info(
-            "context %d is beyond this model's original one: longrope's factors for long texts hold "
+            "context %d is beyond this model's original one: longrope's long factors hold "
             "from the first token on, for short texts too",
             slots.capacity,
         )
