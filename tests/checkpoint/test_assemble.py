@@ -178,10 +178,13 @@ def test_many_problems_are_counted() -> None:
 
 def test_harmless_extras_are_known_by_name() -> None:
     names = {"w": (Part("w", (1,)),)}
-    extras = ("model.layers.3.self_attn.rotary_emb.inv_freq", "lm_head.weight", "e.position_ids")
+    extras = ("model.layers.3.self_attn.rotary_emb.inv_freq", "e.position_ids")
     tensors = {name: Held(count(1)) for name in ("w", *extras)}
     assemble.check(Path("m"), tensors, names)
-    tensors["vision_tower.x"] = Held(count(1))
+    tensors["lm_head.weight"] = Held(count(1))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight \[1\] is not part"):
+        assemble.check(Path("m"), tensors, names)
+    tensors["vision_tower.x"] = tensors.pop("lm_head.weight")
     with pytest.raises(CheckpointError, match=r"vision_tower\.x \[1\] is not part"):
         assemble.check(Path("m"), tensors, names)
     assemble.check(Path("m"), tensors, names, (r"vision_tower\..*",))

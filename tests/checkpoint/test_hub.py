@@ -164,8 +164,9 @@ def test_a_hub_that_says_no_is_obeyed_and_one_that_is_down_is_not(fake: FakeHub)
     path = resolve(NAME, cache_dir="cache")
     fake.fails["info"] = answers(403, "GatedRepo")
     assert "is gated" in refused()
-    fake.fails["info"] = answers(503)
-    assert resolve(NAME, cache_dir="cache") == path
+    for status in (408, 429, 503):
+        fake.fails["info"] = answers(status)
+        assert resolve(NAME, cache_dir="cache") == path
 
 
 @pytest.mark.parametrize("call", ["info", "file", "snapshot"])
@@ -200,6 +201,40 @@ def test_nothing_but_config_is_taken_of_an_unknown_model(fake: FakeHub) -> None:
     with pytest.raises(ConfigError, match="'mystery', which is not supported"):
         resolve(NAME, cache_dir="cache")
     assert [call for call, _ in fake.asked] == ["info", "file"]
+
+
+def test_a_text_model_quantised_within_its_config_is_refused_unseen(fake: FakeHub) -> None:
+    text = {**tiny_hf.CONFIG, "quantization_config": {"quant_method": "gptq"}}
+    config = {"model_type": "gemma3", "text_config": {**text, "model_type": "gemma3_text"}}
+    config["text_config"] |= {"hidden_activation": "gelu_pytorch_tanh", "sliding_window": 8}
+    (fake.files / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="quantised by 'gptq'"):
+        resolve(NAME, cache_dir="cache")
+    assert [call for call, _ in fake.asked] == ["info", "file"]
+
+
+def test_weights_in_folders_are_not_taken_and_not_counted(fake: FakeHub) -> None:
+    totals = set()
+
+    def note(label: str, done: int, total: int) -> None:
+        if label.startswith("download"):
+            totals.add(total)
+
+    counted = sum(file.stat().st_size for file in fake.files.glob("*.safetensors"))
+    for folder in ("original", "2_Dense"):
+        (fake.files / folder).mkdir()
+        (fake.files / folder / "model.safetensors").write_bytes(bytes(10**6))
+    resolve(NAME, cache_dir="cache", progress=note)
+    assert totals == {counted}
+    taken = {file.parent.name for file in Path("cache/hub/snapshot").rglob("*.safetensors")}
+    assert taken == {"snapshot"}
+
+
+def test_weights_in_folders_only_are_no_weights(fake: FakeHub) -> None:
+    (fake.files / "onnx").mkdir()
+    for file in fake.files.glob("*.safetensors"):
+        file.rename(fake.files / "onnx" / file.name)
+    assert "holds no safetensors beside its config.json" in refused()
 
 
 def test_repositories_without_safetensors_are_refused_unseen(fake: FakeHub) -> None:

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from tpuinfer.checkpoint import layout
 from tpuinfer.checkpoint.pooling import read_pooling
 from tpuinfer.errors import CheckpointError
 from tpuinfer.model_config import Pooling
@@ -118,6 +119,14 @@ def test_the_encoders_file_may_bear_another_models_name(tmp_path):
             "default_prompt_name is 'query', which prompts lack; they are none",
         ),
         (
+            {"config_sentence_transformers.json": {"prompts": ["q"]}},
+            r"config_sentence_transformers\.json: prompts is \['q'\]: it must be an object",
+        ),
+        (
+            {"config_sentence_transformers.json": {"prompts": {"query": 3}}},
+            r"prompts is \{'query': 3\}: it must be an object of name: text",
+        ),
+        (
             {
                 "1_Pooling/config.json": {
                     "pooling_mode_mean_tokens": True,
@@ -139,5 +148,14 @@ def test_what_is_not_done_here_is_refused_by_name(tmp_path, files, message):
 def test_a_damaged_file_is_named(tmp_path):
     write(tmp_path, WHOLE)
     (tmp_path / "modules.json").write_bytes(b"\xff[")
-    with pytest.raises(CheckpointError, match=r"modules\.json: cannot be read as JSON"):
+    with pytest.raises(CheckpointError, match=r"modules\.json: is not UTF-8"):
+        read_pooling(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["modules.json", "1_Pooling/config.json"])
+def test_a_file_without_end_is_refused(tmp_path, monkeypatch, name):
+    write(tmp_path, WHOLE)
+    monkeypatch.setattr(layout, "_MAX_TEXT", 1000)
+    (tmp_path / name).write_text(" " * 1001)
+    with pytest.raises(CheckpointError, match=r"json: is larger than 1000 bytes"):
         read_pooling(tmp_path)

@@ -46,7 +46,7 @@ def raw(path: Path, header: Any, data: bytes = b"", length: int | None = None) -
     return path
 
 
-def entry(dtype: str, shape: Any, start: int, stop: int) -> dict[str, Any]:
+def entry(dtype: Any, shape: Any, start: int, stop: int) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
 
 
@@ -97,6 +97,7 @@ DAMAGE = {
     "no entry": ({"a": 3}, "tensor a is described by '3'"),
     "a type": ({"a": entry("F64", [1], 0, 8)}, "tensor a holds 'F64', which is not read"),
     "no type": ({"a": {"shape": [1], "data_offsets": [0, 1]}}, "holds None"),
+    "a list as type": ({"a": entry([], [1], 0, 8)}, "tensor a holds [], which is not read"),
     "negative": ({"a": entry("U8", [-1, -8], 0, 8)}, "has shape"),
     "float": ({"a": entry("U8", [8.0], 0, 8)}, "has shape"),
     "huge": ({"a": entry("U8", [2**50], 0, 8)}, "has shape"),

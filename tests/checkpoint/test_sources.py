@@ -1,5 +1,6 @@
 """A Hugging Face directory -> a checkpoint directory: what is read, kept and refused."""
 
+import logging
 import os
 import shutil
 from dataclasses import replace
@@ -20,6 +21,7 @@ from tpuinfer.checkpoint.load import load_params, resolve
 from tpuinfer.checkpoint.sources import open_source
 from tpuinfer.errors import CheckpointError, ConfigError
 
+TIED = tiny_hf.CONFIG | {"tie_word_embeddings": True}
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -109,11 +111,40 @@ def test_all_that_does_not_fit_is_in_one_message(folder: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_a_head_beside_tied_embeddings_is_left(tmp_path: Path) -> None:
-    config = tiny_hf.CONFIG | {"tie_word_embeddings": True}
-    folder = tiny_hf.write(tmp_path / "tied", config=config)
+def test_a_head_that_is_the_embedding_is_left(tmp_path: Path) -> None:
+    values = tiny_hf.tensors()
+    values["lm_head.weight"] = values["model.embed_tokens.weight"]
+    folder = tiny_hf.write(tmp_path / "tied", values, TIED)
     path = convert(folder, tmp_path / "out")
     assert "lm_head.weight" not in layout.read_manifest(path).params
+    np.testing.assert_array_equal(
+        read_back(path)["embed_tokens.weight"], values["model.embed_tokens.weight"]
+    )
+
+
+def test_a_head_of_its_own_is_not_lost(tmp_path: Path) -> None:
+    folder = tiny_hf.write(tmp_path / "tied", config=TIED)
+    with pytest.raises(CheckpointError) as caught:
+        convert(folder, tmp_path / "out")
+    assert str(caught.value) == (
+        f"{folder}: lm_head.weight is not model.embed_tokens.weight (their values differ), though "
+        "config.json ties them: set tie_word_embeddings to false in config.json to use both"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_layers_beyond_the_tensors_are_refused_before_they_are_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(config: Any) -> None:
+        raise AssertionError("a blueprint was built")
+
+    monkeypatch.setattr("tpuinfer.models.decoder.Decoder.__init__", never)
+    config = tiny_hf.CONFIG | {"num_hidden_layers": 4000}
+    folder = tiny_hf.write(tmp_path / "tall", config=config)
+    count = len(tiny_hf.shapes())
+    with pytest.raises(CheckpointError, match=f"is 4000, and there are {count} tensors"):
+        convert(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -229,3 +260,49 @@ def test_a_text_that_is_too_large_is_refused(
     (folder / "tokenizer.json").write_text(" " * 1001)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: has 1001 bytes; at most 1000"):
         convert(folder, tmp_path / "out")
+
+
+def test_links_out_of_the_directory_and_pipes_are_left_out_in_one_line(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (folder / "NOTICE").symlink_to(tmp_path / "secret")
+    (folder / "LICENSE.old").symlink_to(folder / "gone")
+    (folder / "LICENSE.txt").symlink_to("LICENSE")
+    os.mkfifo(folder / "pipe.txt")
+    (folder / "2_Pooling").symlink_to(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with caplog.at_level(logging.WARNING, "tpuinfer"):
+        texts = open_source(folder).texts
+    assert texts.keys() == {"config.json", "LICENSE.txt", *tiny_hf.TEXTS}
+    assert texts["LICENSE.txt"] == b"MIT"
+    assert caplog.messages == [
+        f"{folder}: left out, for they lead elsewhere or are no files: "
+        "2_Pooling/config.json, LICENSE.old, NOTICE, pipe.txt"
+    ]
+
+
+def test_links_of_the_hubs_cache_are_followed(folder: Path, tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0", tmp_path / "models--a--b/blobs"
+    blobs.mkdir(parents=True)
+    for file in (one for one in folder.rglob("*") if one.is_file()):
+        link = snapshot / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        blob = file.rename(blobs / str(len(list(blobs.iterdir()))))
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    assert open_source(snapshot).texts.keys() == {"config.json", *tiny_hf.TEXTS}
+
+
+def test_a_config_elsewhere_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "config.json").rename(tmp_path / "config.json")
+    (folder / "config.json").symlink_to(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json: links to a file elsewhere"):
+        open_source(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pipe_blocks_nobody(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(CheckpointError, match=f"{name}: cannot be read .it is no regular file"):
+        open_source(folder)

@@ -94,6 +94,18 @@ def test_what_is_left_out_is_logged_in_one_line(caplog):
     assert caplog.messages == ["folder: vision tower not read: text only (3 tensors)"]
 
 
+def test_two_tensors_of_one_name_are_listed():
+    wrapped = around(gemma3.FAMILY, WHOLE)
+    homes = ("model.language_model", "language_model.model")
+    names = [f"{home}.{name}" for name in ("norm.weight", "x") for home in homes]
+    with pytest.raises(CheckpointError) as caught:
+        unwrap(Path("folder"), dict.fromkeys(names, 0), wrapped)
+    assert str(caught.value) == (
+        f"folder: {names[0]} and {names[1]} are both model.norm.weight; "
+        f"{names[2]} and {names[3]} are both model.x"
+    )
+
+
 def test_a_text_checkpoint_is_not_unwrapped():
     assert around(gemma3.FAMILY, {"model_type": "gemma3_text"}) is None
     assert around(gemma2.FAMILY, {"model_type": "gemma2"}) is None

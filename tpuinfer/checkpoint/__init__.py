@@ -9,6 +9,7 @@ Modules and public names:
   published   logical, check_method: FP8 and MXFP4 tensors as plain values
   safetensors open_directory, open_file, StoredTensor: headers, and tensors read piece by piece
   wrapped     around, unwrap: a family's model out of a checkpoint that holds more
+  tied        without_head: an output head that the embedding is tied to
   hub         download, is_name: org/name on Hugging Face's hub -> a directory in the cache
   layout      verify, read_manifest, Manifest: what a checkpoint directory holds
   catalogue   find, entries, Entry: models known by name

@@ -4,12 +4,13 @@ Only weights in safetensors, JSON and the tokenizer's files are taken. What a mo
 for that is not supported is refused before its weights are downloaded.
 """
 
+import fnmatch
 import io
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tpuinfer.checkpoint import layout, published
+from tpuinfer.checkpoint import layout, published, wrapped
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.errors import CheckpointError, TpuinferError
 from tpuinfer.models import registry
@@ -30,11 +31,13 @@ PATTERNS = (
 )
 """Files that are downloaded: those that `sources` reads."""
 
-IGNORED = ("original/*", "onnx/*", "openvino/*", "consolidated*")
-"""The same weights once more, in other clothes."""
+IGNORED = ("*/*.safetensors", "original/*", "onnx/*", "openvino/*", "consolidated*")
+"""Weights in folders, and others that are the same once more, in other clothes."""
 
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 _SECONDS = 10.0
+_LATER = (408, 429)
+"""Answers that say no more than to ask again: timed out, too many requests."""
 
 
 def is_name(text: str) -> bool:
@@ -73,7 +76,7 @@ def download(text: str, cache: Path, progress: Progress = silent) -> Path:
             "etag_timeout": _SECONDS,
         }
         _check_config(library.hf_hub_download(repo, layout.CONFIG, **where))
-        total = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
+        total = sum(size for name, size in sizes.items() if _is_weights(name))
         folder = library.snapshot_download(
             repo,
             **where,
@@ -91,7 +94,7 @@ def download(text: str, cache: Path, progress: Progress = silent) -> Path:
 def _check_files(text: str, names: list[str]) -> None:
     if layout.CONFIG not in names:
         raise CheckpointError(f"{text}: the repository holds no {layout.CONFIG}")
-    if any(name.endswith(".safetensors") for name in names):
+    if any(map(_is_weights, names)):
         return
     ggufs = [name for name in names if name.endswith(".gguf")]
     if ggufs:
@@ -100,16 +103,22 @@ def _check_files(text: str, names: list[str]) -> None:
             "its path"
         )
     raise CheckpointError(
-        f"{text}: the repository holds no safetensors; pickled weights are never read, for they "
-        "can run code"
+        f"{text}: the repository holds no safetensors beside its {layout.CONFIG}; pickled weights "
+        "are never read, for they can run code"
     )
+
+
+def _is_weights(name: str) -> bool:
+    """Whether a repository's file is one of weights that is downloaded."""
+    ignored = any(fnmatch.fnmatchcase(name, pattern) for pattern in IGNORED)
+    return name.endswith(".safetensors") and not ignored
 
 
 def _check_config(path: str) -> None:
     """Refuse a model from its config.json, before its weights are downloaded."""
     config = layout.read_json(Path(path))
-    registry.read_config(config)
-    published.check_method(Path(path), config)
+    outer = wrapped.around(registry.family_of(registry.read_config(config)), config)
+    published.check_method(Path(path), config if outer is None else outer.config(config))
 
 
 def _from_cache(text: str, cache: Path, error: Exception) -> Path:
@@ -118,7 +127,7 @@ def _from_cache(text: str, cache: Path, error: Exception) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     response = getattr(error, "response", None) if isinstance(error, HfHubHTTPError) else None
-    if response is not None and response.status_code < 500:
+    if response is not None and response.status_code < 500 and response.status_code not in _LATER:
         _refuse(text, error)
     repo, revision = text.partition("@")[::2]
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tpuinfer.checkpoint import staging
-from tpuinfer.checkpoint.paths import size_of
+from tpuinfer.checkpoint.paths import check_regular, size_of
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.errors import CheckpointError
 
@@ -119,13 +119,22 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       CheckpointError: it cannot be read or is no JSON object.
     """
-    try:
-        data = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+    data = read_any_json(path)
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(data).__name__}, not an object")
     return data
+
+
+def read_any_json(path: Path) -> Any:
+    """A JSON value of any kind from a file.
+
+    Raises:
+      CheckpointError: it cannot be read or is no JSON.
+    """
+    try:
+        return json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
 
 
 def raise_all(path: Path, problems: Sequence[str]) -> None:
@@ -227,6 +236,7 @@ def _read_sums(path: Path) -> dict[str, str]:
 
 
 def _read_text(path: Path) -> str:
+    check_regular(path)
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_TEXT + 1)

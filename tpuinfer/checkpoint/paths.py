@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +43,40 @@ def locate(path: str | os.PathLike[str]) -> Path:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{text}: object storage cannot be reached ({reason})") from None
     return remote
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is there and is no file of bytes: a pipe or a device, which may never end.
+
+    Raises:
+      CheckpointError: it is a directory, a pipe, a device or a socket.
+    """
+    if is_remote(path):
+        return
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # whoever opens it says why
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{path}: cannot be read (it is no regular file)")
+
+
+def is_own(path: Path, directory: Path) -> bool:
+    """Whether a file is a regular one that lies in `directory`, or in the cache that it is of.
+
+    Links are followed where they stay inside, or lead to the blobs beside the snapshot that
+    `directory` is in the hub's cache:
+
+        models--org--name/snapshots/<commit>/LICENSE -> ../../blobs/<hash>
+    """
+    if not path.is_file():
+        return False
+    if is_remote(path):
+        return True
+    real, home = path.resolve(), directory.resolve()
+    if real.is_relative_to(home):
+        return True
+    return home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
 
 
 def size_of(path: Path) -> int:

@@ -9,12 +9,12 @@ A checkpoint without modules.json is pooled by its mean and not normalised, as
 sentence-transformers does.
 """
 
-import json
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
+from tpuinfer.checkpoint import layout
 from tpuinfer.errors import CheckpointError
 from tpuinfer.model_config import Pooling, PoolingMode
 
@@ -60,7 +60,7 @@ def read_pooling(path: Path) -> Pooling:
         )
     stated = _object(path / folder / "config.json")
     prompts = _object(path / _PROMPTS)
-    texts = {str(k): str(v) for k, v in (prompts.get("prompts") or {}).items()}
+    texts = _texts(path, prompts.get("prompts") or {})
     if stated.get("include_prompt", True) is not True and any(texts.values()):
         raise CheckpointError(
             f"{path / folder}: include_prompt is false: prompts are always pooled with the text"
@@ -78,7 +78,7 @@ def read_pooling(path: Path) -> Pooling:
 
 def _modules(path: Path) -> list[tuple[str, str]]:
     """(kind, folder) of each step, in order; the encoder's folder is mostly ""."""
-    stated = _json(path / _MODULES)
+    stated = layout.read_any_json(path / _MODULES)
     try:
         found = [(str(one["type"]).rpartition(".")[2], str(one["path"])) for one in stated]
     except (KeyError, TypeError) as error:
@@ -120,6 +120,15 @@ def _most_tokens(path: Path, own: dict[str, Any]) -> int | None:
     return most
 
 
+def _texts(path: Path, stated: Any) -> dict[str, str]:
+    """Prompts by name."""
+    if not isinstance(stated, dict) or not all(isinstance(text, str) for text in stated.values()):
+        raise CheckpointError(
+            f"{path / _PROMPTS}: prompts is {repr(stated)[:60]}: it must be an object of name: text"
+        )
+    return stated
+
+
 def _default_prompt(path: Path, stated: dict[str, Any], texts: dict[str, str]) -> str | None:
     name = stated.get("default_prompt_name")
     if name is not None and name not in texts:
@@ -132,16 +141,4 @@ def _default_prompt(path: Path, stated: dict[str, Any], texts: dict[str, str]) -
 
 def _object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if there is no such file."""
-    if not path.is_file():
-        return {}
-    value = _json(path)
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}, not an object")
-    return value
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    return layout.read_json(path) if path.is_file() else {}

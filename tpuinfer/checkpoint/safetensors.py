@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpuinfer.checkpoint import layout
-from tpuinfer.checkpoint.paths import size_of
+from tpuinfer.checkpoint.paths import check_regular, size_of
 from tpuinfer.errors import CheckpointError
 
 SINGLE = "model.safetensors"
@@ -89,6 +89,7 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
     Raises:
       CheckpointError: the file cannot be read, or its header does not describe it exactly.
     """
+    check_regular(path)
     with _reading(path) as file:
         size = size_of(path)
         start = file.read(_LENGTH.size)
@@ -190,9 +191,9 @@ def _tensor(path: Path, name: str, entry: object, begin: int) -> StoredTensor:
         raise _damaged(path, f"tensor {name} is described by {str(entry)[:40]!r}")
     values: list[Any] = [entry.get(key) for key in ("dtype", "shape", "data_offsets")]
     kind, shape, ends = values
-    if kind not in DTYPES:
+    if not isinstance(kind, str) or kind not in DTYPES:
         raise CheckpointError(
-            f"{path}: tensor {name} holds {kind!r}, which is not read; these are: "
+            f"{path}: tensor {name} holds {repr(kind)[:40]}, which is not read; these are: "
             f"{', '.join(DTYPES)}"
         )
     if not _are_sizes(shape) or len(shape) > MAX_DIMS:

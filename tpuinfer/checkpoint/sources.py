@@ -7,6 +7,7 @@ a model asks for that is not supported is refused here, from its config, before 
 import fnmatch
 import functools
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,15 +27,18 @@ from tpuinfer.checkpoint import (
     published,
     safetensors,
     staging,
+    tied,
     wrapped,
 )
-from tpuinfer.checkpoint.paths import changed_at, size_of
+from tpuinfer.checkpoint.paths import changed_at, is_own, size_of
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.errors import CheckpointError, ConfigError
 from tpuinfer.model_config import AnyConfig
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import weights
 from tpuinfer.models.names import Names
+
+_log = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 """What parameters may be cast to."""
@@ -149,8 +153,13 @@ def _open_hugging_face(path: Path, dtype: str, sha256: str | None) -> Source:
     stored: Mapping[str, safetensors.StoredTensor] = safetensors.open_directory(path)
     if outer is not None:
         stored = wrapped.unwrap(path, stored, outer)
-    tensors = published.logical(path, found, stored)
+    if len(stored) < config.layers:
+        raise CheckpointError(
+            f"{path}: config.json says num_hidden_layers is {config.layers}, and there are "
+            f"{len(stored)} tensors: not one for each layer; is the download complete?"
+        )
     parts = family.hf_names(config)
+    tensors = tied.without_head(path, published.logical(path, found, stored), parts)
     assemble.check(path, tensors, parts, family.ignored)
     params = _params(config, tensors, parts, dtype)
     texts = _texts(path)
@@ -190,16 +199,29 @@ def _open_checkpoint(path: Path, dtype: str) -> Source:
 
 
 def _texts(path: Path) -> dict[str, bytes]:
-    """The text files of a directory, and SentencePiece models; no code and no pickles."""
-    texts: dict[str, bytes] = {}
+    """The text files of a directory, and SentencePiece models; no code and no pickles.
+
+    Pipes, and links that lead out of the directory or nowhere, are left and named in the log.
+
+    Raises:
+      CheckpointError: config.json is one of them, or a file is too large or cannot be read.
+    """
+    names = []
     for file in sorted(path.iterdir(), key=lambda entry: entry.name):
         if file.is_dir():
             below = f"{file.name}/{layout.CONFIG}"
             if _matches(below, _TEXTS_BELOW) and (path / below).exists():
-                texts[below] = _read(path / below)
+                names.append(below)
         elif _matches(file.name, _TEXTS) and not _matches(file.name, _NOT_TEXTS):
-            texts[file.name] = _read(file)
-    return texts
+            names.append(file.name)
+    foreign = [name for name in names if not is_own(path / name, path)]
+    if layout.CONFIG in foreign:
+        raise CheckpointError(f"{path / layout.CONFIG}: links to a file elsewhere; copy it here")
+    if foreign:
+        _log.warning(
+            "%s: left out, for they lead elsewhere or are no files: %s", path, ", ".join(foreign)
+        )
+    return {name: _read(path / name) for name in names if name not in foreign}
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

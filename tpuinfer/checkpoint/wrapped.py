@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tpuinfer.checkpoint import layout
 from tpuinfer.models.family import Family, Wrapped
 
 _log = logging.getLogger(__name__)
@@ -27,13 +28,21 @@ def unwrap(path: Path, tensors: Mapping[str, T], wrapped: Wrapped) -> dict[str, 
     """The tensors of the family's model by their names without the rest, which is left out.
 
     Logs in one line what is left out.
+
+    Raises:
+      CheckpointError: two tensors come to one name; all such in one message.
     """
     unread = re.compile(wrapped.unread)
-    kept = {
-        _renamed(name, wrapped): tensor
-        for name, tensor in tensors.items()
-        if not unread.fullmatch(name)
-    }
+    names: dict[str, str] = {}
+    problems = []
+    for name in tensors:
+        if unread.fullmatch(name):
+            continue
+        other = names.setdefault(_renamed(name, wrapped), name)
+        if other != name:
+            problems.append(f"{other} and {name} are both {_renamed(name, wrapped)}")
+    layout.raise_all(path, problems)
+    kept = {name: tensors[stored] for name, stored in names.items()}
     if len(kept) < len(tensors):
         _log.info("%s: %s (%d tensors)", path.name, wrapped.note, len(tensors) - len(kept))
     return kept
