@@ -86,3 +86,18 @@ def test_rendering_leaves_the_messages_alone() -> None:
 def test_a_template_that_does_not_parse_is_the_tokenizer_s_fault() -> None:
     with pytest.raises(TokenizerError, match="line 2"):
         ChatTemplate("x\n{% if %}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{" + "(" * 5000 + "1" + ")" * 5000 + "}}",
+        "{% if true %}" * 150 + "{% endif %}" * 150,
+        "{% for i in [1] %}" * 50 + "{% endfor %}" * 50,
+        "{{ " + "1" * 5000 + " }}",
+    ],
+)
+def test_a_template_beyond_python_s_own_bounds_is_refused_in_one_line(source: str) -> None:
+    with pytest.raises(TokenizerError, match=r"^mine: Python cannot compile it") as caught:
+        ChatTemplate(source, name="mine")
+    assert "\n" not in str(caught.value)

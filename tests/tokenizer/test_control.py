@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as HfTokenizer
+from tokenizers.decoders import ByteLevel
 
 from tpuinfer.errors import RequestError
 from tpuinfer.tokenizer.control import ControlText
@@ -200,3 +203,51 @@ def test_other_variables_are_text_too(write: Callable[..., Path], bpe_dir: Path)
     ids = tokenizer.encode_chat(messages, date="<|im_end|>")
     assert [token for token in ids if token < 3] == [2]
     assert tokenizer.decode(ids) == "<|im_start|><|im_end|>"
+
+
+_VARIANTS = {
+    "nfkc": (normalizers.NFKC(), "hi \uff1c\uff5cim_end\uff5c\uff1e", True),
+    "half nfkc": (normalizers.NFKC(), "<\uff5cim_end|>", True),
+    "lowercase": (normalizers.Lowercase(), "hi <|IM_END|> there", True),
+    "taken out": (normalizers.Replace("~", ""), "<~|im_end|>", True),
+    "a control token that is not normalized": (normalizers.NFKC(), "\uff1c|im_end|>", False),
+    "no normalizer": (None, "\uff1c|im_end|>", True),
+}
+
+
+def _normalizing(folder: Path, normalizer: Any, normalized: bool) -> Tokenizer:
+    """Bytes as tokens, and <|im_end|> as the one control token, which ends each message."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {char: token for token, char in enumerate(alphabet)}
+    backend = HfTokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = ByteLevel()
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    backend.add_special_tokens([AddedToken("<|im_end|>", special=True, normalized=normalized)])
+    backend.save(str(folder / "tokenizer.json"))
+    template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    return load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("kind", _VARIANTS)
+def test_text_that_normalises_to_a_control_token_stays_text(tmp_path: Path, kind: str) -> None:
+    normalizer, text, normalized = _VARIANTS[kind]
+    tokenizer = _normalizing(tmp_path, normalizer, normalized)
+    end = tokenizer.vocabulary.controls["<|im_end|>"]
+    for content in (text, text + "<|im_end|>", "hello"):
+        ids = tokenizer.encode_chat([{"role": "user", "content": content}])
+        assert [place for place, token in enumerate(ids) if token == end] == [len(ids) - 1]
+        assert tokenizer.encode(content).count(end) == 0
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}] * 2)
+    want = tokenizer.encode(rendered, parse_special=True)
+    assert tokenizer.encode_chat([{"role": "user", "content": "hello"}] * 2) == want
+
+
+def test_a_user_cannot_take_a_control_token_away_either(tmp_path: Path) -> None:
+    """A combining stroke would make one character with the bracket that the template wrote."""
+    tokenizer = _normalizing(tmp_path, normalizers.NFC(), True)
+    contents = [{"role": "user", "content": text} for text in ("a", "\u0338b")]
+    end = tokenizer.vocabulary.controls["<|im_end|>"]
+    assert tokenizer.encode_chat(contents).count(end) == 2

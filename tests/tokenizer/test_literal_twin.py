@@ -85,3 +85,25 @@ def test_nobody_can_guess_the_new_spellings() -> None:
     spelling = json.loads(first._tokenizer.to_str())["added_tokens"][0]["content"]
     assert 1 in first.encode(["", "<s>", ""])
     assert 1 not in second.encode([spelling])
+
+
+_NORMALIZERS = {
+    "prepend": normalizers.Sequence([normalizers.Prepend(_MARK), normalizers.Replace(" ", _MARK)]),
+    "nfkc": normalizers.NFKC(),
+}
+
+
+@pytest.mark.parametrize("normalizer", _NORMALIZERS)
+@pytest.mark.parametrize(
+    "flags", [{"normalized": True}, {"normalized": False, "single_word": True}]
+)
+def test_the_place_alone_decides(normalizer: str, flags: dict[str, bool]) -> None:
+    """The library finds such a token in some places only: after spaces, or before no letter."""
+    tokenizer = tokenizers.Tokenizer(_bpe())
+    tokenizer.normalizer = _NORMALIZERS[normalizer]
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True, **flags)])
+    twin = LiteralTwin(tokenizer.to_str(), {"<s>": 1})
+    a, mark = tokenizer.token_to_id("a"), tokenizer.token_to_id(_MARK)
+    ids = twin.encode(["a", "<s>", "\u0338a", "<s>", ""])
+    assert [token for token in ids if token != mark] == [a, 1, 0, a, 1]
+    assert twin.encode(["\uff1cs\uff1e"]).count(1) == 0

@@ -158,12 +158,23 @@ def test_named_templates_use_the_default(write: Write, bpe_json: bytes) -> None:
     assert text == "<|im_start|>d"
 
 
+_NUMBERED = [{"name": number, "template": "x"} for number in (1, 2)]
+
+
 @pytest.mark.parametrize(
     ("files", "match"),
     [
         ({"tokenizer_config_json": b"{"}, "tokenizer_config.json: cannot be read as JSON"),
         ({"tokenizer_config_json": []}, "holds a list"),
         ({"tokenizer_config_json": {"bos_token": "<nope>"}}, "bos_token is '<nope>'"),
+        (
+            {"tokenizer_config_json": b"[" * 100_000},
+            "tokenizer_config.json: cannot be read as JSON",
+        ),
+        ({"tokenizer_json": b"[" * 100_000}, "not a readable tokenizer.json"),
+        ({"chat_template_json": b"[" * 100_000}, "must be an object with a chat_template"),
+        ({"tokenizer_config_json": {"eos_token": "\ud800"}}, "which the vocabulary lacks"),
+        ({"tokenizer_config_json": {"chat_template": _NUMBERED}}, "chat_template names 1, 2;"),
         ({"tokenizer_config_json": {"add_bos_token": True}}, "no such token is named"),
         ({"tokenizer_config_json": {"chat_template": "{% if %}"}}, "chat template: line 1"),
         ({"tokenizer_config_json": {"chat_template": 3}}, "must be a string or a list"),
@@ -184,10 +195,11 @@ def test_damaged_files_are_named(
         load_tokenizer(folder)
 
 
+@pytest.mark.parametrize("added", [{"x": "y"}, {"4": {"content": ["x"], "special": True}}])
 def test_added_tokens_of_the_wrong_shape(
-    write: Write, train_sentencepiece: Callable[..., bytes]
+    write: Write, train_sentencepiece: Callable[..., bytes], added: dict[str, Any]
 ) -> None:
-    config = {"added_tokens_decoder": {"x": "y"}}
+    config = {"added_tokens_decoder": added}
     folder = write(tokenizer_model=train_sentencepiece(), tokenizer_config_json=config)
     with pytest.raises(TokenizerError, match="added_tokens_decoder must map ids"):
         load_tokenizer(folder)

@@ -26,6 +26,7 @@ class _Letters:
     table = TokenTable(pieces=[chr(i).encode() for i in range(128)])
     has_text = True
     controls: dict[str, int] = {}  # noqa: RUF012  (nothing is added to it)
+    reads_variants = False
     bos_id: int | None = 1
     eos_id: int | None = 2
     prefix_ids: tuple[int, ...] = (1,)

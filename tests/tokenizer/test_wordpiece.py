@@ -54,3 +54,10 @@ def test_random_ids_decode_as_the_library_does(bert: Tokenizer) -> None:
 def test_damaged_vocabularies(write: Callable[..., Path], vocab: str, match: str) -> None:
     with pytest.raises(TokenizerError, match=match):
         load_tokenizer(write(vocab_txt=vocab.encode()))
+
+
+@pytest.mark.parametrize("name", ["do_lower_case", "strip_accents", "tokenize_chinese_chars"])
+def test_a_switch_that_is_none(write: Callable[..., Path], name: str) -> None:
+    with pytest.raises(TokenizerError, match=f"{name} is 'yes': it must be true, false or null"):
+        load_tokenizer(write(vocab_txt=_VOCAB.encode(), tokenizer_config_json={name: "yes"}))
+    load_tokenizer(write(vocab_txt=_VOCAB.encode(), tokenizer_config_json={name: None}))

@@ -6,7 +6,8 @@ Public names:
   tokenizer.Tokenizer: encode, decode, chat templates, end tokens.
   detokenize.Detokenizer: token ids -> whole characters, as they come.
   detokenize.StopChecker: finds stop strings in a stream and holds back what may begin one.
-  template.ChatTemplate: a sandboxed jinja2 template; template_files: which one a checkpoint uses.
+  template.ChatTemplate: a jinja2 template in a sandbox with bounds (sandbox.Sandbox);
+    template_files: which one a checkpoint uses.
   control.ControlText: keeps what users write apart from the template's control tokens.
   gguf_vocab.tokenizer_files: GGUF metadata -> the files `load_tokenizer` reads.
   vocabulary.Vocabulary, vocabulary.TokenTable: what the backends answer to: tokenizer_json (with

@@ -12,7 +12,8 @@ class LiteralTwin:
     """Reads all text as plain text; control tokens come in by their place alone.
 
     In the copy each control token has a new spelling that nobody can guess: noncharacters of
-    Unicode around random digits. Its id, and the spaces it takes away beside it, stay as they were.
+    Unicode around random digits. Its id, and the spaces it takes away beside it, stay as they were;
+    it is found before any normalisation and inside words too, so that its place alone decides.
     One pass over plain text and new spellings then gives the ids, so that what the file does only
     at the start of a text (or across pieces) it does as ever.
 
@@ -30,7 +31,9 @@ class LiteralTwin:
         value["post_processor"] = None
         _rename_in_model(value["model"], self._spelling)
         for entry in value["added_tokens"]:
-            entry["content"] = self._spelling.get(entry["content"], entry["content"])
+            if entry["content"] in self._spelling:
+                entry["content"] = self._spelling[entry["content"]]
+                entry["normalized"] = entry["single_word"] = False
         self._tokenizer = HfTokenizer.from_str(json.dumps(value))
         for entry in value["added_tokens"]:  # the same places, so the same ids
             assert self._tokenizer.token_to_id(entry["content"]) == entry["id"], entry["id"]

@@ -128,7 +128,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TokenizerError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
         raise TokenizerError(f"{path}: holds a {type(value).__name__}, it must hold an object")
@@ -159,8 +159,9 @@ def _more_special(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _added_tokens(config: Mapping[str, Any]) -> dict[int, AddedToken]:
     entries = config.get("added_tokens_decoder") or {}
+    problem = f"{_CONFIG}: added_tokens_decoder must map ids to objects with a content"
     try:
-        return {
+        added = {
             int(token): AddedToken(
                 entry["content"],
                 *(bool(entry.get(flag)) for flag in ("special", "lstrip", "rstrip")),
@@ -168,9 +169,10 @@ def _added_tokens(config: Mapping[str, Any]) -> dict[int, AddedToken]:
             for token, entry in entries.items()
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TokenizerError(
-            f"{_CONFIG}: added_tokens_decoder must map ids to objects with a content"
-        ) from error
+        raise TokenizerError(problem) from error
+    if not all(isinstance(token.content, str) for token in added.values()):
+        raise TokenizerError(f"{problem} that is a string")
+    return added
 
 
 def _named_id(

@@ -15,6 +15,7 @@ class NoVocabulary:
     def __init__(self, size: int) -> None:
         self.table = TokenTable(pieces=[b""] * size)
         self.controls: dict[str, int] = {}
+        self.reads_variants = False
         self.bos_id: int | None = None
         self.eos_id: int | None = None
         self.prefix_ids: tuple[int, ...] = ()

@@ -48,6 +48,7 @@ class SentencePieceVocabulary:
     """
 
     has_text = True
+    reads_variants = False
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """Chat templates: the jinja2 programs that turn messages into one prompt text.
 
 They come from the model directory only, never from a request, and run in jinja2's immutable
-sandbox: no attribute access beyond plain data, no mutation. The names a template may use are those
-Hugging Face documents for `apply_chat_template`.
+sandbox: no attribute access beyond plain data, no mutation, and bounds on what it makes.
+The names a template may use are those Hugging Face documents for `apply_chat_template`.
 """
 
 import datetime
@@ -16,9 +16,9 @@ import jinja2.ext
 import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 
 from tpuinfer.errors import RequestError, TokenizerError
+from tpuinfer.tokenizer.sandbox import Sandbox
 
 
 class _GenerationBlock(jinja2.ext.Extension):
@@ -57,6 +57,12 @@ class ChatTemplate:
             raise TokenizerError(
                 f"{name}: line {error.lineno}: {error.message}; it must be a jinja2 template"
             ) from error
+        except Exception as error:  # Python refuses what jinja2 lets pass: depth, huge numbers
+            reason = f"{type(error).__name__}: {_one_line(error)}"
+            raise TokenizerError(
+                f"{name}: Python cannot compile it ({reason}); nearest: less nesting, or "
+                "smaller numbers"
+            ) from error
         self._special_tokens = dict(special_tokens or {})
 
     def render(
@@ -87,9 +93,9 @@ class ChatTemplate:
         try:
             return self._template.render(variables)
         except Exception as error:  # a template is a program: it may fail in any way on odd input
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise RequestError(
-                f"the model's chat template refuses these messages: {reason}", param="messages"
+                f"the model's chat template refuses these messages: {_one_line(error)}",
+                param="messages",
             ) from error
 
     def _check_reads(self, name: str) -> None:
@@ -102,8 +108,12 @@ class ChatTemplate:
         raise RequestError(f"the model's chat template takes no {name}; {hint}", param=name)
 
 
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _environment() -> Sandbox:
+    environment = Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"],

@@ -77,7 +77,7 @@ def _of_processor(path: Path) -> Any:
     """The template in the file that Hugging Face's processors write: {"chat_template": ...}."""
     try:
         return json.loads(_read(path))["chat_template"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TokenizerError(f"{path}: it must be an object with a chat_template") from error
 
 
@@ -93,6 +93,6 @@ def _named(value: Any) -> dict[str, str]:
         ) from error
     if "default" not in named:
         raise TokenizerError(
-            f"chat_template names {', '.join(named) or 'nothing'}; one must be 'default'"
+            f"chat_template names {', '.join(map(str, named)) or 'nothing'}; one must be 'default'"
         )
     return named

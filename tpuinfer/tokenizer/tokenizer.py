@@ -140,9 +140,9 @@ class Tokenizer:
         text = render(given)
         _check_unicode(text)
         parts = self._control.cut_rendered(given, text, render)
-        if parts is None:
+        if parts is None and not self.vocabulary.reads_variants:
             return self.vocabulary.encode(text, parse_special=True)
-        return self.vocabulary.encode_cut(parts)
+        return self.vocabulary.encode_cut(parts or self._control.cut(text))
 
     @functools.cached_property
     def _control(self) -> ControlText:

@@ -48,11 +48,15 @@ class JsonVocabulary:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.table = _table(self._tokenizer, _decoder_steps(decoder), path)
-        self.controls = {
-            token.content: token_id
+        controls = {
+            token_id: token
             for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
             if token.special and token.content
         }
+        self.controls = {token.content: token_id for token_id, token in controls.items()}
+        self.reads_variants = self._tokenizer.normalizer is not None and any(
+            token.normalized for token in controls.values()
+        )
         probe = self._tokenizer.encode("a", add_special_tokens=True)
         added = list(zip(probe.ids, probe.special_tokens_mask, strict=True))
         self.prefix_ids = _leading_special(added)
@@ -69,7 +73,10 @@ class JsonVocabulary:
         return self._literal.encode(parts)
 
     def token_id(self, text: str) -> int | None:
-        return self._tokenizer.token_to_id(text)
+        try:
+            return self._tokenizer.token_to_id(text)
+        except UnicodeEncodeError:  # a lone surrogate, which JSON can spell and no token has
+            return None
 
     @functools.cached_property
     def _literal(self) -> LiteralTwin:

@@ -41,6 +41,8 @@ class Vocabulary(Protocol):
       table: the way back.
       has_text: False for a stand-in that has ids only and refuses text.
       controls: the spelling of each control token -> its id.
+      reads_variants: `encode` with `parse_special` also takes text for a control token that only
+        normalises to its spelling (full-width brackets, say); `encode_cut` never does.
       bos_id: the token that opens a text, where the file names one.
       eos_id: the token that ends a text, where the file names one.
       prefix_ids: what the file itself asks to put before a text.
@@ -50,6 +52,7 @@ class Vocabulary(Protocol):
     table: TokenTable
     has_text: bool
     controls: dict[str, int]
+    reads_variants: bool
     bos_id: int | None
     eos_id: int | None
     prefix_ids: tuple[int, ...]

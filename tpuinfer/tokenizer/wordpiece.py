@@ -10,6 +10,7 @@ from tpuinfer.errors import TokenizerError
 
 _NEEDED = ("[UNK]", "[CLS]", "[SEP]")
 _SPECIAL = (*_NEEDED, "[PAD]", "[MASK]")
+_SWITCHES = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
 
 
 def tokenizer_json(vocab: str, config: Mapping[str, Any]) -> str:
@@ -19,10 +20,12 @@ def tokenizer_json(vocab: str, config: Mapping[str, Any]) -> str:
 
     Args:
       vocab: the file's contents: one token a line, the line's number is its id.
-      config: tokenizer_config.json: do_lower_case, strip_accents and tokenize_chinese_chars.
+      config: tokenizer_config.json: do_lower_case, strip_accents and tokenize_chinese_chars, each
+        true, false or null.
 
     Raises:
-      TokenizerError: a line stands twice, or [UNK], [CLS] or [SEP] is missing.
+      TokenizerError: a line stands twice, [UNK], [CLS] or [SEP] is missing, or a switch of
+        `config` is not of its three values.
     """
     lines = vocab.removesuffix("\n").split("\n")
     ids = {line.rstrip("\r"): number for number, line in enumerate(lines)}
@@ -31,6 +34,11 @@ def tokenizer_json(vocab: str, config: Mapping[str, Any]) -> str:
     missing = [name for name in _NEEDED if name not in ids]
     if missing:
         raise TokenizerError(f"vocab.txt: has no {', '.join(missing)}: it is not BERT's")
+    for name in _SWITCHES:
+        if not isinstance(config.get(name), bool | None):
+            raise TokenizerError(
+                f"tokenizer_config.json: {name} is {config[name]!r}: it must be true, false or null"
+            )
     tokenizer = Tokenizer(models.WordPiece(vocab=ids, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(
         lowercase=bool(config.get("do_lower_case", True)),
