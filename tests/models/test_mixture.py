@@ -122,13 +122,13 @@ def test_the_rules_place_the_experts(cut, axes, spec):
 
 
 @pytest.mark.parametrize(
-    ("platform", "shape", "form"),
-    [("cpu", (1, 512), "dense"), ("tpu", (600, 1), "dense"), ("tpu", (1, 512), "ragged")],
+    ("enough", "shape", "form"),
+    [(None, (1, 512), "dense"), (512, (600, 1), "dense"), (512, (1, 512), "ragged")],
 )
-def test_the_platform_and_the_tokens_per_row_choose_the_form(platform, shape, form, monkeypatch):
+def test_the_platform_and_the_tokens_per_row_choose_the_form(enough, shape, form, monkeypatch):
     """Not the number of rows, which varies with the load."""
-    real, called = experts.platform_settings, []
-    monkeypatch.setattr(experts, "platform_settings", lambda _: real(platform))
+    called, settings = [], PlatformSettings(ragged_tokens=enough)
+    monkeypatch.setattr(experts, "platform_settings", lambda _: settings)
     for name in ("dense", "ragged"):
         whole = getattr(experts.experts, name)
 

@@ -12,7 +12,8 @@ import jax
 from flax import nnx
 
 from tpuinfer.cache.ring import Rings
-from tpuinfer.models.blocks import Attention, Call, RMSNorm
+from tpuinfer.model_config import ModelConfig
+from tpuinfer.models.blocks import Attention, Call, GatedMLP, RMSNorm
 from tpuinfer.sharding.rules import Layout
 
 
@@ -46,6 +47,20 @@ class PreNorm(nnx.Module):
 
     def _scaled(self, x: jax.Array) -> jax.Array:
         return x if self.scale == 1 else x * self.scale
+
+
+def plain(c: ModelConfig, attention: Attention | None = None, mlp: MLP | None = None) -> PreNorm:
+    """The layer that most families have: pre-norm, grouped-query attention, gated MLP.
+
+    Args:
+      attention, mlp: in place of `blocks.Attention` and `blocks.GatedMLP` as they are.
+    """
+    return PreNorm(
+        attention or Attention(c),
+        mlp or GatedMLP(c),
+        lambda: RMSNorm(c.embed, c.norm_eps),
+        c.residual_scale,
+    )
 
 
 class PostNorm(nnx.Module):

@@ -8,7 +8,7 @@ from typing import Any
 
 from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import ModelConfig, Rope
-from tpuinfer.models import blocks, layers, names
+from tpuinfer.models import layers, names
 from tpuinfer.models.blueprint import weights
 from tpuinfer.models.decoder import Decoder
 from tpuinfer.models.family import Family
@@ -34,14 +34,7 @@ _GGML = {"blk.{}.attn_qkv.weight": _QKV, "blk.{}.ffn_up.weight": _GATE_UP}
 
 def blueprint(config: ModelConfig) -> Decoder:
     """Pre-norm, grouped-query attention, SwiGLU."""
-
-    def layer(c: ModelConfig, index: int) -> layers.PreNorm:
-        norm = blocks.RMSNorm
-        return layers.PreNorm(
-            blocks.Attention(c), blocks.GatedMLP(c), lambda: norm(c.embed, c.norm_eps)
-        )
-
-    return Decoder(config, layer)
+    return Decoder(config, lambda c, _: layers.plain(c))
 
 
 def read_config(hf: Mapping[str, Any]) -> ModelConfig:

@@ -24,9 +24,8 @@ def blueprint(config: ModelConfig) -> Decoder:
     """Pre-norm, grouped-query attention with norms of heads, SwiGLU."""
 
     def layer(c: ModelConfig, index: int) -> layers.PreNorm:
-        attention = blocks.Attention(c, q_norm=blocks.HeadNorm(c), k_norm=blocks.HeadNorm(c))
-        norm = blocks.RMSNorm
-        return layers.PreNorm(attention, blocks.GatedMLP(c), lambda: norm(c.embed, c.norm_eps))
+        normed = blocks.Attention(c, q_norm=blocks.HeadNorm(c), k_norm=blocks.HeadNorm(c))
+        return layers.plain(c, normed)
 
     return Decoder(config, layer)
 

@@ -27,9 +27,9 @@ def blueprint(config: ModelConfig) -> Decoder:
 
     def layer(c: ModelConfig, index: int) -> layers.PreNorm:
         assert c.experts is not None
-        attention = blocks.Attention(c, q_norm=blocks.HeadNorm(c), k_norm=blocks.HeadNorm(c))
-        mlp = blocks.GatedMLP(c) if index in c.experts.dense_layers else Mixture(c)
-        return layers.PreNorm(attention, mlp, lambda: blocks.RMSNorm(c.embed, c.norm_eps))
+        normed = blocks.Attention(c, q_norm=blocks.HeadNorm(c), k_norm=blocks.HeadNorm(c))
+        mlp = None if index in c.experts.dense_layers else Mixture(c)
+        return layers.plain(c, normed, mlp)
 
     return Decoder(config, layer)
 

@@ -74,7 +74,7 @@ entries state an original context)."""
 def config_of(name: str) -> dict[str, Any]:
     """A config.json with the case's rotary embedding, in the newer style."""
     return {
-        "model_type": "llama",
+        "model_type": "phi3" if "partial_rotary_factor" in ROPES[name] else "llama",
         "vocab_size": 64,
         "hidden_size": 48,
         "intermediate_size": 64,
