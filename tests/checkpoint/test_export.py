@@ -167,8 +167,10 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parity
 def test_transformers_loads_what_we_write(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch", reason="needs the parity extra (torch)")
+    transformers = pytest.importorskip(
+        "transformers", reason="needs the parity extra (transformers)"
+    )
     folder = tiny_hf.write(tmp_path / "tiny")
     back = export(convert(folder, tmp_path / "ours"), tmp_path / "back")
     tokens = torch.arange(9)[None]

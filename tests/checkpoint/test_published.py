@@ -121,8 +121,10 @@ def test_what_is_read_passes() -> None:
 
 @pytest.mark.parity
 def test_mxfp4_equals_transformers(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    mxfp4 = pytest.importorskip("transformers.integrations.mxfp4")
+    torch = pytest.importorskip("torch", reason="needs the parity extra (torch)")
+    mxfp4 = pytest.importorskip(
+        "transformers.integrations.mxfp4", reason="needs the parity extra (transformers)"
+    )
     rng = np.random.default_rng(1)
     blocks = rng.integers(0, 256, (3, 8, 5, 16)).astype(np.uint8)
     scales = rng.integers(100, 150, (3, 8, 5)).astype(np.uint8)

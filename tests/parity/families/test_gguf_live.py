@@ -18,8 +18,8 @@ from tpuinfer.checkpoint.convert import convert
 from tpuinfer.checkpoint.sources import open_source
 from tpuinfer.models import registry
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="needs the parity extra (torch)")
+pytest.importorskip("transformers", reason="needs the parity extra (transformers)")
 
 pytestmark = pytest.mark.parity
 
