@@ -19,7 +19,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("programs", "checkpoint"),
     ("models",),
     ("cache",),
-    ("sharding", "quant", "ops", "tokenizer"),
+    ("dialog",),
+    ("sharding", "quant", "ops", "tokenizer", "grammar"),
     ("config", "model_config", "errors", "platform"),
 )
 
@@ -56,6 +57,7 @@ RULES = (
     Rule("flax.nnx", ("models",)),
     Rule("orbax", ("checkpoint.orbax_store",)),
     Rule("fastapi", ("server",)),
+    Rule("llguidance", ("grammar",)),
     Rule("torch", ("benchmark.peer_transformers",)),
     Rule("transformers", ("benchmark.peer_transformers",)),
     Rule("pickle", ()),
@@ -64,7 +66,9 @@ RULES = (
 # Modules that may not import jax, flax or orbax themselves.
 NO_JAX = (
     "server",
+    "dialog",
     "tokenizer",
+    "grammar",
     "config",
     "errors",
     "engine.request",
