@@ -23,9 +23,16 @@ class Detokenizer:
     The pieces that `push` and `flush` return join to what decoding the whole row at once gives.
     """
 
-    def __init__(self, table: TokenTable, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        table: TokenTable,
+        *,
+        skip_special_tokens: bool = True,
+        keep: frozenset[int] = frozenset(),
+    ) -> None:
+        """`keep`: control tokens whose text is there even where the others are skipped."""
         self._table = table
-        self._skip = table.control if skip_special_tokens else frozenset[int]()
+        self._skip = table.control - keep if skip_special_tokens else frozenset[int]()
         errors = _EACH_BYTE if table.byte_fallback else "replace"
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors)
         self._opening = bool(table.opening)
@@ -91,6 +98,18 @@ class StopChecker:
                 self._held.clear()
                 return safe, self._hit
         return self._release(self._depth[self._state]), None
+
+    def pass_by(self, text: str) -> str:
+        """The text that is now safe to emit; no stop string counts that is complete in `text`.
+
+        One that begins in it and is complete later does.
+        """
+        if len(self._next) == 1:
+            return text
+        for char in text:
+            self._held.append(char)
+            self._state = self._step(self._state, char)
+        return self._release(self._depth[self._state])
 
     def flush(self) -> str:
         """The text still held when the row ends without a stop string."""

@@ -39,6 +39,9 @@ class ChatTemplate:
       special_tokens: "bos_token", "eos_token", ... -> text, as the template sees them.
       name: what to call it in errors.
 
+    Attributes:
+      source: the jinja2 text.
+
     Raises:
       TokenizerError: `source` is not a template.
     """
@@ -49,6 +52,7 @@ class ChatTemplate:
         special_tokens: Mapping[str, str] | None = None,
         name: str = "chat template",
     ) -> None:
+        self.source = source
         environment = _environment()
         try:
             self._template = environment.from_string(source)

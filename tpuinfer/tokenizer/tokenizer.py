@@ -83,14 +83,36 @@ class Tokenizer:
         detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
         return "".join([*map(detokenizer.push, ids), detokenizer.flush()])
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        """A fresh decoder for one row of tokens."""
-        return Detokenizer(self.vocabulary.table, skip_special_tokens=skip_special_tokens)
+    @property
+    def controls(self) -> dict[str, int]:
+        """The spelling of each control token -> its id; such as the model has a row for."""
+        return {text: i for text, i in self.vocabulary.controls.items() if i < self.vocab_size}
+
+    @property
+    def template_source(self) -> str:
+        """The jinja2 text that renders conversations with tools; empty without a template."""
+        template = self.tool_template or self.template
+        return "" if template is None else template.source
+
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, keep: frozenset[int] = frozenset()
+    ) -> Detokenizer:
+        """A fresh decoder for one row of tokens; control tokens of `keep` are never skipped."""
+        return Detokenizer(
+            self.vocabulary.table, skip_special_tokens=skip_special_tokens, keep=keep
+        )
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token, control tokens included; none for ids outside the vocabulary."""
         pieces = self.vocabulary.table.pieces
         return pieces[token] if 0 <= token < len(pieces) else b""
+
+    @functools.cached_property
+    def openers(self) -> Mapping[int, bytes]:
+        """The bytes of each token that reads otherwise when it is the first of a text."""
+        table = self.vocabulary.table
+        without_space = {token: table.pieces[token][1:] for token in table.opening}
+        return without_space | dict(table.openers) if table.opening else {}
 
     def token_text(self, token: int) -> str:
         """One token on its own, as log-probabilities show it: U+FFFD for part of a character."""
