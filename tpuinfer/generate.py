@@ -11,6 +11,7 @@ from tpuinfer import flags as shared
 from tpuinfer.engine.llm import LLM
 from tpuinfer.engine.request import Delta, RequestOutput, SamplingParams
 from tpuinfer.errors import ConfigError, RequestError
+from tpuinfer.grammar.guide import Guide
 
 flags.adopt_module_key_flags(shared)
 
@@ -22,6 +23,12 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely t
 _TOP_P = flags.DEFINE_float("top-p", 1.0, "Keep the smallest set with this probability.")
 _TOP_K = flags.DEFINE_integer("top-k", 0, "Keep the k most likely tokens; 0 keeps all.")
 _MIN_P = flags.DEFINE_float("min-p", 0.0, "Drop tokens less likely than this part of the best.")
+_REPETITION = flags.DEFINE_float("repetition-penalty", 1.0, "Above 1: less of what was there.")
+_PRESENCE = flags.DEFINE_float("presence-penalty", 0.0, "Off each token the answer already has.")
+_FREQUENCY = flags.DEFINE_float("frequency-penalty", 0.0, "Likewise, as often as it has it.")
+_MIN_TOKENS = flags.DEFINE_integer("min-tokens", 0, "Tokens before which no answer ends.")
+_JSON_SCHEMA = flags.DEFINE_string("json-schema", None, "File with a schema for each answer.")
+_REGEX = flags.DEFINE_string("regex", None, "Regular expression that each answer matches.")
 _SEED = flags.DEFINE_integer("seed", None, "Same seed, same tokens; default: a fresh one.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object per prompt.")
 
@@ -34,6 +41,11 @@ def main() -> None:
         top_p=_TOP_P.value,
         top_k=_TOP_K.value,
         min_p=_MIN_P.value,
+        repetition_penalty=_REPETITION.value,
+        presence_penalty=_PRESENCE.value,
+        frequency_penalty=_FREQUENCY.value,
+        min_tokens=_MIN_TOKENS.value,
+        guide=_guide(),
         seed=_SEED.value,
         max_tokens=_MAX_TOKENS.value,
     )
@@ -57,17 +69,28 @@ def _read_prompts() -> list[str] | None:
         return [_PROMPT.value]
     if _PROMPTS.value is None:
         return None
-    try:
-        text = (
-            sys.stdin.read() if _PROMPTS.value == "-" else Path(_PROMPTS.value).read_text("utf-8")
-        )
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"prompts is {_PROMPTS.value!r}: cannot be read ({why})") from error
+    text = sys.stdin.read() if _PROMPTS.value == "-" else _text("prompts", _PROMPTS.value)
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ConfigError(f"prompts is {_PROMPTS.value!r}: it has no line with text")
     return lines
+
+
+def _guide() -> Guide | None:
+    if _JSON_SCHEMA.value is not None and _REGEX.value is not None:
+        raise ConfigError("both --json-schema and --regex are given: give one")
+    if _JSON_SCHEMA.value is not None:
+        return Guide("json_schema", _text("json-schema", _JSON_SCHEMA.value), "json-schema")
+    return None if _REGEX.value is None else Guide("regex", _REGEX.value, "regex")
+
+
+def _text(name: str, path: str) -> str:
+    """What is in the file that the flag `name` gives."""
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{name} is {path!r}: cannot be read ({why})") from error
 
 
 def _answer(

@@ -7,6 +7,8 @@ import pytest
 
 from tpuinfer.engine.answer import Answer
 from tpuinfer.engine.request import Delta, Request, SamplingParams
+from tpuinfer.engine.runner import PromptScores
+from tpuinfer.testing.constraint import FakeConstraint
 from tpuinfer.testing.fake import FakeTokenizer
 
 TOKENIZER = FakeTokenizer(eos_ids=(0,))
@@ -143,3 +145,130 @@ def test_a_row_that_ends_for_no_reason_is_a_fault() -> None:
         take(answer(), "a", 1)
     with pytest.raises(AssertionError, match="r: 0 of 1 tokens"):
         take(answer(), "", 1)
+
+
+def test_a_stop_string_that_is_complete_too_early_does_not_count() -> None:
+    row = answer(stop=["bc"], min_tokens=3)
+    assert ended(take(row, "abc")) == ("abc"[:1], "abc", None, None)  # held: it could be longer
+    assert ended(take(row, "xbc")) == ("bcx", "xbc", "stop", "bc")
+
+
+def test_a_stop_string_that_begins_early_and_is_complete_in_time_counts() -> None:
+    row = answer(stop=["bc"], min_tokens=2)
+    assert ended(take(row, "abcd")) == ("a", "abc", "stop", "bc")
+
+
+def test_what_was_held_when_it_did_not_count_comes_out_at_the_end() -> None:
+    assert ended(take(answer(limit=3, stop=["bc"], min_tokens=3), "abc")) == (
+        "abc",
+        "abc",
+        "length",
+        None,
+    )
+
+
+def constrained(*allowed: str, limit: int = 10, **ends: int) -> Answer:
+    """Token i must be of the i-th string."""
+    constraint = FakeConstraint(lambda taken: map(ord, allowed[len(taken)]), **ends)
+    return Answer(
+        Request("r", [65], constraint=constraint, choice=2),
+        limit=limit,
+        eos_ids=(0,),
+        stop_ids=(0,),
+        detokenizer=TOKENIZER.detokenizer(),
+    )
+
+
+def bits(words: np.ndarray | None) -> str:
+    assert words is not None
+    return "".join(chr(t) for t in range(128) if words[t // 32] >> t % 32 & 1)
+
+
+def test_a_constraint_is_followed_token_by_token() -> None:
+    row = constrained("ab", "\0x", "z")
+    assert bits(row.mask(row.delta(), 128)) == "ab"
+    delta = take(row, "b")
+    assert bits(row.mask(delta, 128)) == "\0x"
+    assert (delta.choice, delta.finish_reason) == (2, None)
+    assert bits(row.mask(take(row, "x"), 128)) == "z"
+
+
+def test_a_constraint_that_is_done_ends_the_answer() -> None:
+    row = constrained("a", "b", done=2)
+    row.mask(row.delta(), 128)
+    row.mask(take(row, "a"), 128)
+    assert ended(take(row, "b")) == ("b", "b", "stop", None)
+
+
+def test_done_at_the_limit_is_a_stop() -> None:
+    row = constrained("a", limit=1, done=1)
+    row.mask(row.delta(), 128)
+    assert ended(take(row, "a")) == ("a", "a", "stop", None)
+
+
+def test_the_models_own_end_needs_no_constraint() -> None:
+    row = constrained("\0")
+    row.mask(row.delta(), 128)
+    assert ended(take(row, "\0")) == ("", "\0", "stop", None)
+
+
+def test_a_constraint_that_fails_ends_the_answer_with_its_reason() -> None:
+    row = constrained("a", "b", fails=1)
+    row.mask(row.delta(), 128)
+    delta = take(row, "a")
+    assert ended(delta) == ("a", "a", "error", None)
+    assert delta.error == "nothing may follow 1 tokens"
+
+
+@pytest.mark.parametrize(("ends", "reason"), [({"done": 0}, "stop"), ({"fails": 0}, "error")])
+def test_a_constraint_that_leaves_nothing_to_begin_with(ends: dict[str, int], reason: str) -> None:
+    row = constrained(**ends)
+    delta = row.delta()
+    assert row.mask(delta, 128) is None
+    assert ended(delta) == ("", "", reason, None)
+    assert (delta.error is None) is (reason == "stop")
+
+
+class FailsInFill(FakeConstraint):
+    """Finds out only when it is asked for a mask."""
+
+    @property
+    def error(self) -> str | None:
+        return "too much work" if self._filled else None
+
+
+def test_a_constraint_that_fails_while_it_makes_a_mask() -> None:
+    row = constrained()
+    row._constraint = FailsInFill(lambda _: range(128))
+    delta = row.delta()
+    assert row.mask(delta, 128) is None
+    assert (delta.finish_reason, delta.error) == ("error", "too much work")
+
+
+def scores(*tokens: int) -> PromptScores:
+    ids = np.array([[t, t + 1, -1] for t in tokens], np.int32).reshape(-1, 3)
+    return PromptScores(-np.array(tokens, np.float32), ids, -ids.astype(np.float32))
+
+
+def test_the_scores_of_all_chunks_come_with_the_first_token() -> None:
+    row = answer(prompt_logprobs=1)
+    row.score(scores(5, 6))
+    row.score(scores(7))
+    first, second = take(row, "a"), take(row, "b")
+    assert first.prompt_logprobs == [None, -5.0, -6.0, -7.0]
+    assert first.prompt_top_logprobs == [None, {5: -5.0}, {6: -6.0}, {7: -7.0}]
+    assert second.prompt_logprobs is second.prompt_top_logprobs is None
+
+
+def test_a_prompt_is_scored_without_alternatives_unless_asked() -> None:
+    row = answer(prompt_logprobs=0)
+    row.score(scores())
+    delta = take(row, "a")
+    assert (delta.prompt_logprobs, delta.prompt_top_logprobs) == ([None], None)
+    assert take(answer(), "a").prompt_logprobs is None
+
+
+def test_no_more_alternatives_to_the_prompt_than_the_vocabulary_has() -> None:
+    row = answer(prompt_logprobs=3)
+    row.score(scores(5))
+    assert take(row, "a").prompt_top_logprobs == [None, {5: -5.0, 6: -6.0}]

@@ -34,7 +34,7 @@ def test_what_it_says_of_itself(runner, sharded):
     assert (runner.chunk, runner.buckets, runner.rolls) == (16, (8, 16), False)
     assert sharded.layout == SlotLayout((4,), (48,), 2)
     assert (sharded.chunk, sharded.buckets) == (16, (16,))
-    assert runner.programs.keys() == {"decode", "prefill_1x8", "prefill_1x16"}
+    assert runner.programs.keys() == {"mask", "bias", "decode", "prefill_1x8", "prefill_1x16"}
     assert runner.prefill_rows == {8: 1, 16: 1}
     assert [entry.name for entry in runner.manifest] == list(runner.programs)
     assert runner.recompiles == 0
@@ -69,7 +69,7 @@ def test_works_of_two_shards_may_come_in_any_order(sharded):
 def test_results_may_be_read_late(runner):
     (work,) = works(runner, PROMPT, slot=1)
     (answer,) = run(runner, [work])
-    pending = [runner.prefill([work]), runner.decode(1, [1]), runner.decode(4, [1])]
+    pending = [runner.prefill([work]), runner.decode(1, {1: 1}), runner.decode(4, {1: 4})]
     results = [one.result() for one in reversed(pending)][::-1]
     tokens = np.concatenate([result.tokens[:, 1] for result in results])
     assert tokens[tokens >= 0].tolist() == answer.tokens[:6]
@@ -108,11 +108,11 @@ def test_the_most_likely_tokens_come_only_where_they_are_asked_for(runner):
     top = SamplingParams(temperature=0, logprobs=3)
     (asks,) = works(runner, PROMPT, slot=0, params=top)
     (only_own,) = works(runner, PROMPT, slot=1, params=GREEDY)
-    quiet = [runner.prefill([only_own]).result(), runner.decode(1, [1]).result()]
+    quiet = [runner.prefill([only_own]).result(), runner.decode(1, {1: 1}).result()]
     assert all(result.top_ids is result.top_logprobs is None for result in quiet)
     loud = [runner.prefill([asks]).result()]
     runner.prefill([only_own])
-    loud += [runner.decode(1, [0, 1]).result()]
+    loud += [runner.decode(1, {0: 1, 1: 1}).result()]
     for result in loud:
         ids, logprobs = result.top_ids[0], result.top_logprobs[0]
         assert ids.shape == logprobs.shape == (4, TOP_LOGPROBS)
@@ -122,10 +122,10 @@ def test_the_most_likely_tokens_come_only_where_they_are_asked_for(runner):
         assert len({*ids[0, :3].tolist()} - {-1}) == 3
         assert (ids[0, 3:] == -1).all()
         assert (ids[1:] == -1).all()
-    assert runner.decode(1, [1]).result().top_ids is None
+    assert runner.decode(1, {1: 1}).result().top_ids is None
     (again,) = works(runner, PROMPT, slot=0, params=GREEDY)
     assert runner.prefill([again]).result().top_ids is None
-    assert runner.decode(1, [0]).result().top_ids is None
+    assert runner.decode(1, {0: 1}).result().top_ids is None
 
 
 def test_a_prompt_that_goes_on_sends_no_most_likely_tokens_yet(runner):
@@ -146,7 +146,7 @@ def test_the_fewest_rows_that_suffice_run(monkeypatch):
         runner.prefill(chunks[:count])
     runner.prefill(chunks[4:])
     for active in ([13], [0, 3, 6, 13], [0, 3, 6, 8, 13], []):
-        runner.decode(1, active)
+        runner.decode(1, dict.fromkeys(active, 1))
     prefills = ["prefill_1x64", "prefill_4x64", "prefill_4x64", "prefill_1x64"]
     assert used == [*prefills, "decode_4", "decode_4", "decode", "decode_4"]
     with pytest.raises(AssertionError, match="5 works on one data shard: at most 4"):
@@ -182,7 +182,7 @@ def test_misuse_is_refused_before_it_is_dispatched(runner, sharded):
             runner.prefill([dataclasses.replace(work, **broken)])
     for steps in (0, 5):
         with pytest.raises(AssertionError, match=f"{steps} steps asked, compiled for 4"):
-            runner.decode(steps, [0])
+            runner.decode(steps, {0: 0})
 
 
 @contextlib.contextmanager

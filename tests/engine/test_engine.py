@@ -1,13 +1,14 @@
 """The engine on the fake runner: every expectation is worked out by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tpuinfer.engine import engine as engine_module
-from tpuinfer.engine.engine import Engine, fold
+from tpuinfer.engine.accept import fold
+from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.request import (
     MAX_STOP_IDS,
     TOP_LOGPROBS,
@@ -18,6 +19,8 @@ from tpuinfer.engine.request import (
 from tpuinfer.engine.runner import StepTokens
 from tpuinfer.engine.scheduler import QueueFullError
 from tpuinfer.errors import RequestError
+from tpuinfer.grammar.guide import Guide
+from tpuinfer.testing.constraint import FakeConstraint
 from tpuinfer.testing.fake import FakePending, FakeRunner, FakeTokenizer, add_up
 from tpuinfer.testing.fake import answer as by_hand
 
@@ -140,8 +143,8 @@ def test_decode_steps_are_never_more_than_one_row_can_use() -> None:
 class WideRunner(FakeRunner):
     """Its decode is compiled for 8 steps, and gives that many rows however few are asked."""
 
-    def decode(self, steps: int, active: Sequence[int]) -> FakePending:
-        result = super().decode(steps, active).result()
+    def decode(self, steps: int, quotas: Mapping[int, int]) -> FakePending:
+        result = super().decode(steps, quotas).result()
         more = ((0, 8 - steps), (0, 0))
         wide = StepTokens(
             np.pad(result.tokens, more, constant_values=-1), np.pad(result.logprobs, more)
@@ -217,7 +220,7 @@ def test_abort_in_every_phase() -> None:
     assert not one.abort("decoding")
     assert not one.abort("never seen")
     assert (one.metrics.running, one.metrics.waiting) == (0, 0)
-    assert one.metrics.finished == {"stop": 0, "length": 0, "abort": 3}
+    assert one.metrics.finished == {"stop": 0, "length": 0, "abort": 3, "error": 0}
     assert one.has_work, "a dispatch is still in flight"
     assert step(one, answers) == []
     assert not one.has_work
@@ -328,7 +331,7 @@ def test_metrics() -> None:
     one = engine(slots=1)
     run(one, ask("a", "abc", max_tokens=4), ask("b", "|", max_tokens=9))
     metrics = one.metrics
-    assert metrics.finished == {"stop": 1, "length": 1, "abort": 0}
+    assert metrics.finished == {"stop": 1, "length": 1, "abort": 0, "error": 0}
     assert (metrics.prompt_tokens, metrics.generation_tokens) == (4, 8)
     assert (metrics.ttft.count, metrics.inter_token.count, metrics.queue.count) == (2, 6, 2)
     assert metrics.ttft.sum > metrics.queue.sum > 0
@@ -347,7 +350,7 @@ def test_a_failing_device_is_not_hidden() -> None:
     one.add(ask("r", "a"))
     one.step()
 
-    def fail(steps: int, active: object) -> None:
+    def fail(steps: int, quotas: object) -> None:
         raise RuntimeError("the device is gone")
 
     one.runner.decode = fail
@@ -497,3 +500,168 @@ def test_occupancy_and_recompiles_are_counted() -> None:
     run(one, ask("a", "a", max_tokens=3))
     assert (one.metrics.decode_rows, one.metrics.decode_slots) == (2, 8)
     assert (one.metrics.occupancy, one.metrics.recompiles) == (0.25, 2)
+
+
+def only(*tokens: int) -> Callable[[Sequence[int]], Sequence[int]]:
+    return lambda taken: tokens
+
+
+def test_a_constrained_row_holds_nobody_back() -> None:
+    """It picks in every second dispatch, the other in each; after it, dispatches are long again."""
+    one = engine(steps=4, prefill_rows=2)
+    guided = ask("guided", "a", max_tokens=9)
+    guided.constraint = FakeConstraint(only(ord("x"), ord("y")), done=3)
+    answers = run(one, guided, ask("free", "A", max_tokens=12))
+    assert (answers["guided"].text, answers["guided"].finish_reason) == ("xyx", "stop")
+    assert answers["free"].text == "BCDEFGHIJKLM"
+    assert one.runner.quotas == [
+        {0: 0, 1: 1},
+        {0: 1, 1: 1},
+        {0: 0, 1: 1},
+        {0: 1, 1: 1},
+        {0: 0, 1: 1},
+        {1: 4},
+        {1: 2},
+    ]
+
+
+def test_alone_a_constrained_row_is_read_at_once() -> None:
+    one = engine(steps=4)
+    guided = ask("guided", "a", max_tokens=3)
+    guided.constraint = FakeConstraint(only(ord("x")))
+    assert run(one, guided)["guided"].text == "xxx"
+    assert one.runner.events == [
+        ("constrain", 0),
+        ("prefill", 0),
+        ("result", 0),
+        ("constrain", 1),
+        ("decode", 1),
+        ("result", 1),
+        ("constrain", 2),
+        ("decode", 2),
+        ("result", 2),
+    ]
+
+
+def test_masks_of_one_step_go_out_together() -> None:
+    one = engine(slots=4)
+    requests = [ask(name, name, max_tokens=2) for name in "abc"]
+    for request in requests:
+        request.constraint = FakeConstraint(only(ord("x")))
+    run(one, *requests)
+    kinds = [kind for kind, _ in one.runner.events]
+    for place, kind in enumerate(kinds):
+        assert kind != "constrain" or kinds[place + 1] != "constrain"
+
+
+def test_a_constraint_that_fails_is_an_error_of_its_request_only() -> None:
+    one = engine()
+    bad, free = ask("bad", "a"), ask("free", "A")
+    bad.constraint = FakeConstraint(only(ord("x")), fails=2)
+    one.add(bad)
+    one.add(free)
+    deltas = [delta for _ in range(20) for delta in one.step()]
+    last = {delta.request_id: delta for delta in deltas}
+    assert (last["bad"].finish_reason, last["bad"].error) == (
+        "error",
+        "nothing may follow 2 tokens",
+    )
+    assert last["free"].finish_reason == "length"
+    assert one.metrics.finished == {"stop": 0, "length": 1, "abort": 0, "error": 1}
+    assert one.metrics.latency.count == 1
+
+
+def test_a_prompt_is_scored_over_all_its_chunks() -> None:
+    one = engine(buckets=(2, 4))
+    one.add(ask("r", "klmnopqrstu", prompt_logprobs=1, max_tokens=2))
+    first, *others = [delta for _ in range(9) for delta in one.step()]
+    targets = [ord(char) for char in "lmnopqrstu"]
+    assert first.prompt_logprobs == [None, *[-t / 128 for t in targets]]
+    assert first.prompt_top_logprobs == [None, *[{t: -t / 128} for t in targets]]
+    assert [delta.prompt_logprobs for delta in others] == [None]
+
+
+def test_min_tokens() -> None:
+    answers = run(
+        engine(),
+        ask("end", "~", min_tokens=3, max_tokens=9),
+        ask("stop", "a", min_tokens=3, stop=["c", "f"], max_tokens=9),
+    )
+    assert answers["end"].token_ids[:3] == [127, 1, 2]
+    assert answers["stop"].text == "bcde"
+
+
+@pytest.mark.parametrize(
+    ("params", "param", "message"),
+    [
+        ({"logit_bias": {128: 1.0}}, "logit_bias", r"logit_bias has 128: each must be in \[0, 127"),
+        ({"min_tokens": 7, "max_tokens": None}, "min_tokens", "context of 16 leaves 6; nearest: 6"),
+    ],
+)
+def test_refused_too(params: dict[str, Any], param: str, message: str) -> None:
+    one = engine(capacity=16)
+    with pytest.raises(RequestError, match=message) as refusal:
+        one.add(ask("r", "a" * 10, **params))
+    assert refusal.value.param == param
+    assert not one.has_work
+
+
+def test_what_is_about_text_needs_text() -> None:
+    one, guide = engine(), Guide("regex", "a+", "guided_regex")
+    one._tokenizer.has_text = False
+    for name, asked in (("stop", {"stop": "x"}), ("guided_regex", {"guide": guide})):
+        with pytest.raises(RequestError, match=f"{name} is set, but .* no tokenizer") as refusal:
+            one.add(ask("r", "a", **asked))
+        assert refusal.value.param == name
+
+
+def test_other_weights_come_between_requests() -> None:
+    """Those that run end with the old ones; those that wait get the new ones."""
+    one, answers, done = engine(slots=1), {}, []
+    one.add(ask("old", "a"))
+    one.add(ask("new", "a"))
+    step(one, answers)
+    one.update(1, done.append)
+    with pytest.raises(RequestError, match="other weights are waiting"):
+        one.update(2, done.append)
+    one.add(ask("later", "a"))
+    while one.has_work:
+        assert not done or answers["old"].finish_reason == "length"
+        step(one, answers)
+    assert done == [None]
+    texts = [answers[name].text for name in ("old", "new", "later")]
+    assert texts == ["bcde", "cegi", "cegi"]
+    assert (one.version, one.metrics.version) == (1, 1)
+
+
+def test_weights_that_do_not_fit_leave_the_old_ones() -> None:
+    one, done = engine(), []
+    one.update("no number", done.append)
+    assert "no number" in str(done[0])
+    assert run(one, ask("r", "a"))["r"].text == "bcde"
+    one.update(1, done.append)
+    assert (one.version, done[1:]) == (1, [None])
+
+
+def test_weights_that_wait_are_work() -> None:
+    one, done = engine(), []
+    one.add(ask("r", "a", max_tokens=40))
+    one.step()
+    one.update(1, done.append)
+    one.abort("r")
+    assert one.has_work
+    one.step()
+    assert done == [None]
+
+
+def test_times_and_lengths_are_counted() -> None:
+    one = engine(slots=1)
+    run(one, ask("a", "abc", max_tokens=4), ask("b", "|", max_tokens=9))
+    metrics = one.metrics
+    for histogram in (metrics.prefill, metrics.decode, metrics.latency):
+        assert histogram.count == 2
+    assert metrics.latency.sum == pytest.approx(
+        metrics.queue.sum + metrics.prefill.sum + metrics.decode.sum
+    )
+    assert (metrics.prompt_lengths.sum, metrics.generation_lengths.sum) == (4, 8)
+    assert (metrics.ring_capacity, metrics.ring_tokens, metrics.ring_usage) == (64, 0, 0)

@@ -6,15 +6,18 @@ Who is admitted when is checked step by step in test_scheduler_load; here it is 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpuinfer.engine import engine as engine_module
+from tpuinfer.engine.choices import split
 from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.request import Delta, FinishReason, Request, SamplingParams
 from tpuinfer.engine.runner import PrefillWork
+from tpuinfer.testing.constraint import FakeConstraint
 from tpuinfer.testing.fake import FakePending, FakeRunner, FakeTokenizer, add_up, answer
 
 VOCAB = 16
@@ -42,8 +45,31 @@ class Setting:
         return list(zip(counts, CAPACITIES[-len(counts) :], strict=True))
 
 
+Name = tuple[int, int]
+
+
+def name_of(one: Request | PrefillWork) -> Name:
+    """Params are passed through, so that they and the choice name a request."""
+    return id(one.params), one.choice
+
+
+class Condition(NamedTuple):
+    """What a constrained request may pick, and after how many tokens it is done, or fails."""
+
+    key: int
+    done: int | None
+    fails: int | None
+
+    def allowed(self, tokens: Sequence[int]) -> list[int]:
+        """Two thirds of the vocabulary, depending on all that was picked so far."""
+        return [t for t in range(VOCAB) if (7 * t + 3 * sum(tokens) + self.key) % 3]
+
+    def constraint(self) -> FakeConstraint:
+        return FakeConstraint(self.allowed, done=self.done, fails=self.fails)
+
+
 class WatchedRunner(FakeRunner):
-    """Also notes whose prompt each slot was opened for; params are passed through, so they name."""
+    """Also notes whose prompt each slot was opened for; see `name_of`."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(
@@ -55,18 +81,19 @@ class WatchedRunner(FakeRunner):
             vocab=VOCAB,
             rule=add_up,
         )
-        self.opened: list[SamplingParams] = []
-        self.holders: dict[int, SamplingParams] = {}
-        self.ended: set[int] = set()
+        self.opened: list[Name] = []
+        self.holders: dict[int, Name] = {}
+        self.ended: set[Name] = set()
 
     def prefill(self, work: Sequence[PrefillWork]) -> FakePending:
         for one in work:
+            name = name_of(one)
             if one.start == 0:
                 holder = self.holders.get(one.slot)
-                assert holder is None or id(holder) in self.ended, f"slot {one.slot} is taken"
-                self.holders[one.slot] = one.params
-                self.opened.append(one.params)
-            assert self.holders[one.slot] is one.params, f"a stranger's chunk in slot {one.slot}"
+                assert holder is None or holder in self.ended, f"slot {one.slot} is taken"
+                self.holders[one.slot] = name
+                self.opened.append(name)
+            assert self.holders[one.slot] == name, f"a stranger's chunk in slot {one.slot}"
         return super().prefill(work)
 
 
@@ -75,26 +102,43 @@ class Ask:
     """A request, and what has come of it."""
 
     request: Request
+    condition: Condition | None = None
     tokens: list[int] = field(default_factory=list)
     text: str = ""
+    prompt: list[float | None] | None = None
+    prompt_top: list[dict[int, float] | None] | None = None
     ends: list[tuple[FinishReason | None, str | int | None]] = field(default_factory=list)
 
 
-def random_request(name: str, chance: random.Random, rolls: bool) -> Request:
+def random_asks(name: str, chance: random.Random, rolls: bool) -> list[Ask]:
     characters = [chr(token) for token in range(VOCAB)]
+    most = chance.choice([None, 1, 2, chance.randint(1, MAX_TOKENS)])
+    longest = 2 * CAPACITIES[-1] if rolls else CAPACITIES[-1] - 1
+    size = chance.choice([1, chance.randint(1, CHUNK), chance.randint(1, longest)])
+    least = chance.randint(0, min(most or MAX_TOKENS, max(0, CAPACITIES[-1] - size)))
+    condition = None
+    if chance.random() < 0.4:
+        condition = Condition(
+            chance.randrange(3),
+            done=chance.choice([None, chance.randrange(MAX_TOKENS)]),
+            fails=chance.choice([None, None, chance.randrange(MAX_TOKENS)]),
+        )
     params = SamplingParams(
+        n=chance.choice([1, 1, 1, 3]),
         temperature=chance.choice([0.0, 1.0]),
         seed=chance.randrange(VOCAB),
-        max_tokens=chance.choice([None, 1, 2, chance.randint(1, MAX_TOKENS)]),
+        max_tokens=most,
+        min_tokens=0 if condition else chance.choice([0, 0, least]),
         ignore_eos=chance.random() < 0.5,
         stop=["".join(chance.choices(characters, k=2))] if chance.random() < 0.3 else (),
         stop_token_ids=[chance.randrange(VOCAB)] if chance.random() < 0.2 else (),
         skip_special_tokens=False,
         logprobs=chance.choice([None, None, 0, 3]),
+        prompt_logprobs=chance.choice([None, None, 0, 2]),
     )
-    longest = 2 * CAPACITIES[-1] if rolls else CAPACITIES[-1] - 1
-    size = chance.choice([1, chance.randint(1, CHUNK), chance.randint(1, longest)])
-    return Request(name, chance.choices(range(VOCAB), k=size), params, chance.randrange(3))
+    make = condition.constraint if condition else None
+    prompt = chance.choices(range(VOCAB), k=size)
+    return [Ask(one, condition) for one in split(name, prompt, params, constraint=make)]
 
 
 def limit_of(request: Request, rolls: bool) -> int:
@@ -104,14 +148,17 @@ def limit_of(request: Request, rolls: bool) -> int:
     return min(asked or context, context - len(request.prompt_token_ids))
 
 
-def alone(
-    request: Request, rolls: bool
-) -> tuple[list[int], str, tuple[FinishReason, str | int | None]]:
+def alone(ask: Ask, rolls: bool) -> tuple[list[int], str, tuple[FinishReason, str | int | None]]:
     """Tokens, text and end of a request by the rule itself, without an engine."""
-    params = request.params
+    request, params, condition = ask.request, ask.request.params, ask.condition
     own = () if params.ignore_eos else (0,)
     stop_ids = (*own, *params.stop_token_ids)
     shift = 0 if params.temperature == 0 else params.seed + request.choice
+
+    def allowed(tokens: Sequence[int]) -> set[int]:
+        left = set(condition.allowed(tokens) if condition else range(VOCAB))
+        return left - set(stop_ids) if len(tokens) < params.min_tokens else left
+
     tokens = answer(
         request.prompt_token_ids,
         limit=limit_of(request, rolls),
@@ -120,16 +167,35 @@ def alone(
         vocab=VOCAB,
         rule=add_up,
         capacity=CAPACITIES[-1],
+        allowed=allowed,
     )
-    text = ""
-    for count, token in enumerate(tokens, 1):
-        if token in stop_ids:
-            return tokens, text, ("stop", None if token in own else token)
-        text += "<end>" if token == 0 else chr(token)
-        for stop in params.stop:
-            if (place := text.find(stop)) >= 0:
-                return tokens[:count], text[:place], ("stop", stop)
-    return tokens, text, ("length", None)
+    text, end = "", ("length", None)
+    for count in range(len(tokens) + 1):
+        if count:
+            token = tokens[count - 1]
+            if token in stop_ids:
+                return tokens, text, ("stop", None if token in own else token)
+            text += "<end>" if token == 0 else chr(token)
+            for stop in params.stop:
+                if text.endswith(stop) and count > params.min_tokens:
+                    return tokens[:count], text.removesuffix(stop), ("stop", stop)
+        if condition and count == condition.fails:
+            return tokens[:count], text, ("error", None)
+        if condition and count == condition.done:
+            return tokens[:count], text, ("stop", None)
+    return tokens, text, end
+
+
+def scores_of(
+    request: Request,
+) -> tuple[list[float | None] | None, list[dict[int, float] | None] | None]:
+    """The fake's log-probabilities of a prompt, and two alternatives each where they were asked."""
+    asked = request.params.prompt_logprobs
+    if asked is None:
+        return None, None
+    tokens = request.prompt_token_ids[1:]
+    top = [None, *[{(t + i) % VOCAB: -t / VOCAB - i for i in range(asked)} for t in tokens]]
+    return [None, *[-t / VOCAB for t in tokens]], top if asked else None
 
 
 def top_of(request: Request, tokens: Sequence[int]) -> list[dict[int, float]] | None:
@@ -168,19 +234,20 @@ class Load:
         self.live: dict[str, Ask] = {}
         self.done: list[Ask] = []
         self.aborted: list[Ask] = []
-        self.seen = 0
+        self.seen = self.arrived = 0
 
-    def arrive(self, name: str) -> None:
-        request = random_request(name, self.chance, self.setting.rolls)
-        self.engine.add(request)
-        self.live[name] = Ask(request)
+    def arrive(self) -> None:
+        for ask in random_asks(f"r{self.arrived}", self.chance, self.setting.rolls):
+            self.engine.add(ask.request)
+            self.live[ask.request.request_id] = ask
+            self.arrived += 1
 
     def abort(self) -> None:
         name = self.chance.choice(list(self.live))
         assert self.engine.abort(name)
         assert not self.engine.abort(name)
         ask = self.live.pop(name)
-        self.runner.ended.add(id(ask.request.params))
+        self.runner.ended.add(name_of(ask.request))
         self.aborted.append(ask)
 
     def step(self) -> None:
@@ -194,22 +261,31 @@ class Load:
 
     def hear(self, delta: Delta) -> None:
         ask = self.live[delta.request_id]  # KeyError: finished, aborted or never seen
-        assert delta.token_ids
+        assert delta.choice == ask.request.choice
+        if not delta.token_ids:
+            assert ask.condition
+            assert 0 in (ask.condition.done, ask.condition.fails)
+        elif not ask.tokens:
+            ask.prompt, ask.prompt_top = delta.prompt_logprobs, delta.prompt_top_logprobs
+            assert (ask.prompt, ask.prompt_top) == scores_of(ask.request)
+        assert not ask.tokens or delta.prompt_logprobs is None
         ask.tokens += delta.token_ids
         ask.text += delta.text
-        assert (delta.logprobs is None) is (ask.request.params.logprobs is None)
-        assert delta.top_logprobs == top_of(ask.request, delta.token_ids)
+        if delta.token_ids:
+            assert (delta.logprobs is None) is (ask.request.params.logprobs is None)
+            assert delta.top_logprobs == top_of(ask.request, delta.token_ids)
+        assert (delta.error is None) is (delta.finish_reason != "error")
         if delta.finish_reason is not None:
             ask.ends.append((delta.finish_reason, delta.stop_reason))
-            self.runner.ended.add(id(ask.request.params))
+            self.runner.ended.add(name_of(ask.request))
             self.done.append(self.live.pop(delta.request_id))
 
     def check_pipeline(self, events: list[tuple[str, int]]) -> None:
-        """Prefill, then decode, then reads: all but the newest dispatch, or all of them."""
+        """Masks, prefill, decode, then reads: all but the newest dispatch, or all of them."""
         kinds = [kind for kind, _ in events]
-        assert kinds == sorted(kinds, key=["prefill", "decode", "result"].index)
-        assert kinds.count("prefill") <= 1
-        assert kinds.count("decode") <= 1
+        order = ["constrain", "prefill", "decode", "result"]
+        assert kinds == sorted(kinds, key=order.index)
+        assert all(kinds.count(kind) <= 1 for kind in order[:-1])
         sent = len(self.runner.sent)
         reads = [number for kind, number in events if kind == "result"]
         last = sent if len(reads) == len(kinds) else sent - 1
@@ -218,39 +294,40 @@ class Load:
 
     def check_answers(self) -> None:
         for ask in self.done:
-            tokens, text, end = alone(ask.request, self.setting.rolls)
+            tokens, text, end = alone(ask, self.setting.rolls)
             assert (ask.tokens, ask.text, ask.ends) == (tokens, text, [end])
         for ask in self.aborted:
-            tokens, text, _ = alone(ask.request, self.setting.rolls)
+            tokens, text, _ = alone(ask, self.setting.rolls)
             assert ask.tokens == tokens[: len(ask.tokens)]
             assert text.startswith(ask.text)
             assert ask.ends == []
 
-    def check_end(self, requests: int) -> None:
+    def check_end(self) -> None:
         """All have ended; each was opened once, and only the aborted may never have been."""
         assert not self.live
-        assert len(self.done) + len(self.aborted) == requests
+        assert len(self.done) + len(self.aborted) == self.arrived
         metrics = self.engine.metrics
-        assert sum(metrics.finished.values()) == requests
+        assert sum(metrics.finished.values()) == self.arrived
         assert (metrics.running, metrics.waiting) == (0, 0)
-        opened = {id(params) for params in self.runner.opened}
+        assert (metrics.ring_tokens, metrics.waiting_tokens) == (0, 0)
+        opened = set(self.runner.opened)
         assert len(opened) == len(self.runner.opened)
-        assert opened >= {id(ask.request.params) for ask in self.done}
+        assert opened >= {name_of(ask.request) for ask in self.done if ask.tokens}
         self.check_answers()
 
     def run(self, requests: int, arrivals: float, aborts: float) -> None:
         """`arrivals` a step on average; each step aborts one with probability `aborts`."""
-        owed, arrived = 0.0, 0
+        owed = 0.0
         with mock.patch.object(engine_module, "time", self.clock):
-            while self.engine.has_work or arrived < requests:
+            while self.engine.has_work or self.arrived < requests:
                 owed += self.chance.random() * 2 * arrivals
-                while owed >= 1 and arrived < requests and len(self.live) < CROWD:
-                    self.arrive(str(arrived))
-                    owed, arrived = owed - 1, arrived + 1
+                while owed >= 1 and self.arrived < requests and len(self.live) < CROWD:
+                    self.arrive()
+                    owed -= 1
                 self.step()
                 if self.live and self.chance.random() < aborts:
                     self.abort()
-        self.check_end(requests)
+        self.check_end()
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)

@@ -7,7 +7,7 @@ from tpuinfer.engine import footprint
 from tpuinfer.engine.build import plan_of
 from tpuinfer.engine.encoder import encoder_plan_of
 from tpuinfer.engine.footprint import Share
-from tpuinfer.engine.request import MAX_STOP_IDS
+from tpuinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_IDS
 from tpuinfer.model_config import EncoderConfig, Pooling
 from tpuinfer.models import registry
 from tpuinfer.programs.manifest import Entry
@@ -98,9 +98,15 @@ def test_the_sum_is_that_of_the_sharding_report_and_the_state(slots):
     plan = planned(GEMMA_3_4B, slots, mesh="2x4")
     rows = footprint.shares(plan)
     state = [row for row in rows if row.kind == "state"]
-    assert [row.bytes for row in state] == [8 * (3 * 4 + 1 + 7 * 4 + MAX_STOP_IDS * 4)]
+    vocab = plan.config.vocab
+    small = 3 * 4 + 1 + 10 * 4 + 2 + MAX_STOP_IDS * 4 + 4
+    assert {row.group: row.bytes for row in state} == {
+        "of slots": 8 * small,
+        "counts": 8 * vocab * 4,
+        "tables": 8 * (-(-vocab // 32) * 4 + MAX_LOGIT_BIAS * 8),
+    }
     placed = sum(row.bytes_per_device for row in plan.placements())
-    assert sum(row.bytes for row in rows) == placed + state[0].bytes
+    assert sum(row.bytes for row in rows) == placed + sum(row.bytes for row in state)
 
 
 def test_placements_tell_rings_of_different_lengths_apart():

@@ -7,6 +7,7 @@ import pytest
 from tpuinfer import LLM, SamplingParams
 from tpuinfer.engine.engine import Engine
 from tpuinfer.errors import RequestError
+from tpuinfer.grammar.guide import Guide
 from tpuinfer.testing.fake import FakeRunner, FakeTokenizer
 
 FIVE = SamplingParams(temperature=0, max_tokens=5, logprobs=0)
@@ -117,3 +118,51 @@ def test_a_listener_that_fails_frees_its_slots(llm):
         llm.generate(["a", "b", "c"], FIVE, on_delta=fail)
     assert llm._engine.metrics.running == 0
     assert texts(llm.generate(["c", "d"], FIVE)) == ["defgh", "efghi"]
+
+
+def test_several_answers_to_one_prompt(llm):
+    params = SamplingParams(n=3, temperature=1, seed=0, max_tokens=2, prompt_logprobs=0)
+    seen = {}
+
+    def hear(index, delta):
+        seen[index, delta.choice] = seen.get((index, delta.choice), "") + delta.text
+
+    outputs = llm.generate(["a", "kk"], params, on_delta=hear)
+    assert [[one.text for one in output.outputs] for output in outputs] == [
+        ["bc", "ce", "dg"],
+        ["lm", "mo", "nq"],
+    ]
+    assert [[one.index for one in output.outputs] for output in outputs] == [[0, 1, 2]] * 2
+    assert seen[1, 2] == "nq"
+    assert len(seen) == 6
+    assert [output.prompt_logprobs for output in outputs] == [[None], [None, -ord("k") / 128]]
+    assert all(output.finished for output in outputs)
+
+
+def test_other_weights(llm):
+    llm.update_params(1)
+    assert texts(llm.generate("a", FIVE)) == ["cegik"]
+    with pytest.raises(RequestError, match="params is 'no number'"):
+        llm.update_params("no number")
+    assert texts(llm.generate("a", FIVE)) == ["cegik"]
+
+
+def test_weights_are_not_changed_under_a_running_request(llm):
+    with pytest.raises(RequestError, match="requests are running"):
+        llm.generate("a", FIVE, on_delta=lambda index, delta: llm.update_params(1))
+    llm.update_params(1)  # the failed call has left nothing that runs
+    assert texts(llm.generate("a", FIVE)) == ["cegik"]
+
+
+def test_a_guided_answer(llm):
+    guide = Guide("choice", '["yes", "nope"]', "guide")
+    params = SamplingParams(temperature=0, max_tokens=20, guide=guide, n=2)
+    (output,) = llm.generate("m", params)
+    assert [one.text for one in output.outputs] == ["nope", "nope"]
+    assert {one.finish_reason for one in output.outputs} == {"stop"}
+
+
+def test_a_guide_that_cannot_be_followed(llm):
+    with pytest.raises(RequestError) as refusal:
+        llm.generate("m", SamplingParams(guide=Guide("regex", "(", "guide")))
+    assert refusal.value.param == "guide"

@@ -39,5 +39,5 @@ def test_two_engines_do_not_share_counters() -> None:
     one, two = Metrics(), Metrics()
     one.finished["stop"] += 1
     one.ttft.observe(1.0)
-    assert two.finished == {"stop": 0, "length": 0, "abort": 0}
+    assert two.finished == {"stop": 0, "length": 0, "abort": 0, "error": 0}
     assert two.ttft.count == 0

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tpuinfer.engine.request import Phase, Request
-from tpuinfer.engine.scheduler import Job, PrefillPlan, QueueFullError, Scheduler
+from tpuinfer.engine.job import Job, PrefillPlan
+from tpuinfer.engine.request import Phase, Request, SamplingParams
+from tpuinfer.engine.scheduler import QueueFullError, Scheduler
 from tpuinfer.programs.buckets import cut
 from tpuinfer.programs.slots import SlotLayout
+from tpuinfer.testing.constraint import FakeConstraint
 
 
 def job(name: str, prompt: int = 3, limit: int = 5, need: int | None = None) -> Job:
@@ -352,3 +355,153 @@ def test_decode_goes_on_while_a_prefill_is_held() -> None:
     plan = line.plan_decode()
     assert plan is not None
     assert names(list(plan.rows.values())) == ["a"]
+
+
+def constrained(name: str, prompt: int = 3, limit: int = 5) -> Job:
+    one = job(name, prompt, limit)
+    one.request.constraint = FakeConstraint(range)
+    one.mask = mask(0)
+    return one
+
+
+def mask(number: int) -> np.ndarray:
+    return np.array([number], np.int32)
+
+
+def test_the_example_of_a_constrained_row() -> None:
+    """The one in the scheduler's docstring: a picks every second dispatch, b in each."""
+    line = scheduler(steps=4, rows=2)
+    a, b = constrained("a", limit=9), job("b", limit=9)
+    line.add(a)
+    line.add(b)
+    line.admit(0)
+    plan = line.plan_prefill(0)
+    assert plan is not None
+    assert [work.constrained for work in plan.work] == [True, False]
+    assert (plan.masks, a.mask) == ({0: mask(0)}, None)
+    decodes = []
+    for number in range(1, 6):
+        decodes.append(line.plan_decode())
+        if number % 2:  # its last token is read
+            a.mask = mask(number)
+    line.finish(a)
+    decodes.append(line.plan_decode())
+    assert [(plan.steps, plan.quotas) for plan in decodes if plan] == [
+        (1, {0: 0, 1: 1}),
+        (1, {0: 1, 1: 1}),
+        (1, {0: 0, 1: 1}),
+        (1, {0: 1, 1: 1}),
+        (1, {0: 0, 1: 1}),
+        (3, {1: 3}),
+    ]
+    assert [plan.masks for plan in decodes if plan] == [{}, {0: mask(1)}, {}, {0: mask(3)}, {}, {}]
+    assert [0 in plan.rows for plan in decodes if plan] == [False, True, False, True, False, False]
+
+
+def test_nothing_is_dispatched_while_all_wait_for_masks() -> None:
+    line, one = scheduler(steps=4), constrained("a", limit=3)
+    line.add(one)
+    prefilled(line)
+    assert line.plan_decode() is None
+    one.mask = mask(1)
+    plan = line.plan_decode()
+    assert plan is not None
+    assert (plan.steps, plan.quotas, plan.rows) == (1, {0: 1}, {0: one})
+    assert line.plan_decode() is None
+
+
+def test_one_that_has_all_its_tokens_on_the_way_holds_nobody_back() -> None:
+    line = scheduler(steps=4, rows=2)
+    line.add(constrained("a", limit=1))
+    line.add(job("b", limit=9))
+    prefilled(line)
+    plan = line.plan_decode()
+    assert plan is not None
+    assert (plan.steps, plan.quotas) == (4, {1: 4})
+
+
+def test_a_chunk_says_what_follows_it() -> None:
+    line, one = scheduler(), job("a", prompt=11)
+    line.add(one)
+    line.admit(0)
+    plans = [line.plan_prefill(0) for _ in range(2)]
+    assert [plan.work[0].following for plan in plans if plan] == [8, -1]
+    assert [plan.scored for plan in plans if plan] == [{}, {}]
+
+
+def test_chunks_of_a_job_that_asked_are_scored() -> None:
+    line = scheduler()
+    one = Job(
+        Request("a", (), SamplingParams(prompt_logprobs=0)),
+        tuple(range(11)),
+        limit=1,
+        need=12,
+        stop_ids=(),
+        seed=0,
+        chunks=cut(11, 8, (2, 4, 8)),
+    )
+    line.add(one)
+    line.admit(0)
+    plans = [line.plan_prefill(0) for _ in range(2)]
+    assert [plan.scored for plan in plans if plan] == [{0: one}, {0: one}]
+
+
+def test_the_queue_is_bounded_by_tokens_too() -> None:
+    line = scheduler(slots=1, max_waiting_tokens=10)
+    line.add(job("runs", prompt=30))
+    line.admit(0)
+    line.add(job("first", prompt=12))
+    with pytest.raises(
+        QueueFullError,
+        match=r"1 requests with 12 prompt tokens are waiting, and this one has 1: at most 10",
+    ):
+        line.add(job("no", prompt=1))
+    assert (line.waiting, line.waiting_tokens) == (1, 12)
+
+
+def test_tokens_that_may_wait_are_those_of_all_that_wait() -> None:
+    line = scheduler(slots=1, max_waiting_tokens=10)
+    waiting = [job(name, prompt=5) for name in "abc"]
+    for one in waiting:  # one of them has a slot to go to, but all of them wait
+        if one is waiting[2]:
+            with pytest.raises(QueueFullError, match="2 requests with 10 prompt tokens"):
+                line.add(one)
+        else:
+            line.add(one)
+    line.admit(0)
+    assert line.waiting_tokens == 5
+    line.add(waiting[2])
+    line.finish(waiting[1])
+    assert line.waiting_tokens == 5
+
+
+def test_a_free_slot_takes_any_prompt() -> None:
+    line = scheduler(slots=3, max_waiting_tokens=10)
+    for name in "abc":
+        line.add(job(name, prompt=30))
+    assert line.waiting_tokens == 90
+    assert names(line.admit(0)) == ["a", "b", "c"]
+
+
+def test_tokens_in_the_rings() -> None:
+    line = scheduler((1, 1), steps=4)  # of 10 and 100 tokens
+    short, long = job("short", prompt=3, limit=7), job("long", prompt=12, limit=80, need=92)
+    line.add(short)
+    line.add(long)
+    line.admit(0)
+    assert line.ring_tokens == 0
+    line.plan_prefill(0)
+    assert line.ring_tokens == 4  # with its first token
+    line.plan_prefill(0)
+    assert line.ring_tokens == 12
+    line.plan_decode()
+    assert line.ring_tokens == 16
+    line.finish(short)
+    assert line.ring_tokens == 8
+
+
+def test_a_ring_that_rolls_holds_no_more_than_it_can() -> None:
+    line, one = scheduler((1,)), job("a", prompt=30, need=10)
+    line.add(one)
+    prefilled(line)
+    assert line.ring_tokens == 10

@@ -4,13 +4,16 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tpuinfer.engine.job import DecodePlan, Job, PrefillPlan
 from tpuinfer.engine.request import Phase, Request
-from tpuinfer.engine.scheduler import DecodePlan, Job, PrefillPlan, Scheduler
+from tpuinfer.engine.scheduler import Scheduler
 from tpuinfer.programs.buckets import cut
 from tpuinfer.programs.slots import SlotLayout
+from tpuinfer.testing.constraint import FakeConstraint
 
 BUCKETS = (2, 4, 8)
 CAPACITIES = (16, 48, 128)
@@ -29,6 +32,7 @@ class Setting:
     wait: float
     arrivals: float
     aborts: float
+    constrained: float
 
 
 class Load:
@@ -47,6 +51,7 @@ class Load:
         self.waiting: list[Job] = []  # in the order added
         self.prefilling: list[Job] = []  # in the order admitted
         self.held: dict[int, Job] = {}
+        self.unread: list[Job] = []  # constrained, and picked in the last step
         self.patience: dict[Job, int] = {}
 
     def arrive(self) -> None:
@@ -54,8 +59,9 @@ class Load:
             [1, self.chance.randint(1, 8), self.chance.randint(1, 8 * LONGEST)]
         )
         limit = self.chance.randint(1, MOST)
+        constrained = self.chance.random() < self.setting.constrained
         job = Job(
-            Request(str(self.added), ()),
+            Request(str(self.added), (), constraint=FakeConstraint(range) if constrained else None),
             (1,) * size,
             limit=limit,
             need=min(size + limit, self.layout.capacity),
@@ -75,7 +81,7 @@ class Load:
 
     def longest_stay(self) -> int:
         """Steps that a slot is held at most: everybody's chunks, the wait, one's answer."""
-        return self.layout.slots * LONGEST + int(self.setting.wait) + MOST + 2
+        return self.layout.slots * LONGEST + int(self.setting.wait) + 2 * MOST + 2
 
     def step(self) -> None:
         self.clock += 1
@@ -87,7 +93,8 @@ class Load:
             for slot, job in self.held.items()
             if job.phase is Phase.DECODING and job.promised < job.limit
         }
-        self.check_decode(needy, self.scheduler.plan_decode())
+        picked = self.check_decode(needy, self.scheduler.plan_decode())
+        self.read_masks(picked)
         for job in list(self.held.values()):
             done = job.phase is Phase.DECODING and job.promised == job.limit
             if done or self.chance.random() < self.setting.aborts:
@@ -130,6 +137,8 @@ class Load:
             assert job.need <= self.layout.capacity_of(job.slot)
             assert (job.phase, job.admitted) == (Phase.PREFILLING, self.clock)
             self.held[job.slot] = job
+            if job.request.constraint:
+                job.mask = np.array([job.order], np.int32)
             self.waiting.remove(job)
             self.prefilling.append(job)
 
@@ -163,17 +172,41 @@ class Load:
             assert job.prefilled == before[job] + 1
             assert (job.slot in plan.rows) is work.last is (job.prefilled == len(job.chunks))
         self.prefilling = [job for job in self.prefilling if job.prefilled < len(job.chunks)]
+        self.check_masks(plan.rows, plan.masks)
         self.prefills += 1
 
-    def check_decode(self, needy: dict[int, tuple[Job, int]], plan: DecodePlan | None) -> None:
-        """All who need tokens, and as many steps as one of them can use."""
+    def check_decode(
+        self, needy: dict[int, tuple[Job, int]], plan: DecodePlan | None
+    ) -> dict[int, Job]:
+        """All who need tokens, but for those without masks, and as many steps as one can use."""
+        able = {slot: job for slot, (job, _) in needy.items() if job not in self.unread}
         if plan is None:
-            assert not needy
-            return
-        assert plan.rows == {slot: job for slot, (job, _) in needy.items()}
-        assert plan.steps == min(self.setting.steps, max(left for _, left in needy.values()))
-        for job, left in needy.values():
-            assert job.limit - job.promised == max(0, left - plan.steps)
+            assert not able
+            return {}
+        assert plan.rows == able
+        most = max(needy[slot][1] for slot in able)
+        guided = any(job.request.constraint for job, _ in needy.values())
+        assert plan.steps == (1 if guided else min(self.setting.steps, most))
+        assert plan.quotas.keys() == needy.keys()
+        for slot, (job, left) in needy.items():
+            assert plan.quotas[slot] == (min(left, plan.steps) if slot in able else 0)
+            assert job.limit - job.promised == left - plan.quotas[slot]
+        self.check_masks(plan.rows, plan.masks)
+        return plan.rows
+
+    def check_masks(self, rows: dict[int, Job], masks: dict[int, np.ndarray]) -> None:
+        """Each job's own mask goes along when it picks, and only then."""
+        guided = {slot: job.order for slot, job in rows.items() if job.request.constraint}
+        assert {slot: int(mask[0]) for slot, mask in masks.items()} == guided
+        self.unread += [rows[slot] for slot in guided]
+
+    def read_masks(self, picked: dict[int, Job]) -> None:
+        """As an engine: read all but the newest dispatch, or all where there was none."""
+        newest = [job for job in self.unread if job in picked.values()]
+        for job in self.unread:
+            if job not in newest and job.phase is Phase.DECODING:
+                job.mask = np.array([job.order], np.int32)
+        self.unread = newest
 
     def run(self, jobs: int) -> None:
         owed = 0.0
@@ -197,6 +230,7 @@ class Load:
     wait=st.sampled_from([0, 0, 3]),
     arrivals=st.sampled_from([0.3, 1.0, 3.0, 100.0]),
     aborts=st.sampled_from([0.0, 0.02, 0.2]),
+    constrained=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
 )
 def test_what_it_promises_holds_at_every_step(
     seed: int,
@@ -207,6 +241,7 @@ def test_what_it_promises_holds_at_every_step(
     wait: float,
     arrivals: float,
     aborts: float,
+    constrained: float,
 ) -> None:
     counts = tuple(count * shards for count in per_shard)
     setting = Setting(
@@ -216,6 +251,7 @@ def test_what_it_promises_holds_at_every_step(
         wait,
         arrivals,
         aborts,
+        constrained,
     )
     Load(random.Random(seed), setting).run(jobs=100)
 
@@ -228,6 +264,7 @@ def test_ten_thousand_jobs() -> None:
         wait=1.5,
         arrivals=2.0,
         aborts=0.005,
+        constrained=0.2,
     )
     load = Load(random.Random(0), setting)
     load.run(jobs=10_000)

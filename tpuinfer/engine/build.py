@@ -18,19 +18,20 @@ from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.encoder import EncoderPlan, encoder_plan_of
 from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.memory import as_mesh_error
-from tpuinfer.engine.request import MAX_STOP_IDS
+from tpuinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_IDS
 from tpuinfer.engine.warmup import WarmUp
 from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import EncoderConfig, ModelConfig
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, weights
+from tpuinfer.ops.steering import Tables
 from tpuinfer.platform import PlatformSettings, for_context, platform_settings
 from tpuinfer.programs.buckets import default_buckets
 from tpuinfer.programs.closed_set import program_specs
 from tpuinfer.programs.compile import compile_programs, use_compilation_cache
 from tpuinfer.programs.guard import CompileGuard
 from tpuinfer.programs.slots import SlotLayout
-from tpuinfer.programs.state import abstract_state, zeros
+from tpuinfer.programs.state import DecodeState, abstract_state, abstract_tables, zeros
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
 from tpuinfer.sharding.report import Placement, place
 from tpuinfer.sharding.rules import Layout, ShardingRules, load_rules, resolve
@@ -229,6 +230,7 @@ def load(
     *,
     chat_template: str | Path | None = None,
     max_waiting: int = 4096,
+    max_waiting_tokens: int | None = None,
     cache_dir: Path | None = None,
     progress: Progress = silent,
 ) -> Loaded:
@@ -259,9 +261,18 @@ def load(
         tokenizer,
         steps=plan.settings.steps,
         max_waiting=max_waiting,
+        max_waiting_tokens=max_waiting_tokens,
         prefill_wait=plan.engine.prefill_wait_ms / 1000,
     )
     return Loaded(plan, engine, runner, tokenizer)
+
+
+def abstract_device(plan: Plan) -> tuple[DecodeState, Tables]:
+    """What lives on the devices beside the weights, abstract."""
+    state = abstract_state(
+        plan.rings, plan.layout, vocab=plan.config.vocab, max_stop_ids=MAX_STOP_IDS
+    )
+    return state, abstract_tables(state, MAX_LOGIT_BIAS)
 
 
 def start(
@@ -273,11 +284,12 @@ def start(
       MeshError: the device has not enough memory.
     """
     use_compilation_cache((cache_dir or checkpoint_load.default_cache_dir()) / "compiled")
-    state = abstract_state(plan.rings, plan.layout, MAX_STOP_IDS)
+    state, tables = abstract_device(plan)
     specs = program_specs(
         registry.build(plan.config),
         plan.layout,
         state,
+        tables,
         settings=plan.settings,
         dtype=plan.dtype,
         buckets=plan.buckets,
@@ -286,6 +298,7 @@ def start(
         runner = DeviceRunner(
             params,
             zeros(state),
+            zeros(tables),
             {},
             layout=plan.slots,
             buckets=plan.buckets,

@@ -1,72 +1,100 @@
 """The runner that computes: compiled programs over params and state on a mesh."""
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from tpuinfer.engine.request import MAX_STOP_IDS
-from tpuinfer.engine.runner import Pending, PrefillWork, StepTokens
-from tpuinfer.programs.closed_set import decode_name, prefill_name
+from tpuinfer.engine.inputs import bias_entries, fill, idle_input
+from tpuinfer.engine.runner import Pending, PrefillWork, PromptScores, StepTokens
+from tpuinfer.errors import RequestError
+from tpuinfer.ops.steering import Tables
+from tpuinfer.programs.closed_set import BIAS, MASK, decode_name, prefill_name
 from tpuinfer.programs.compile import Program
 from tpuinfer.programs.guard import CompileGuard
 from tpuinfer.programs.manifest import Entry
-from tpuinfer.programs.output import Output, unpack
-from tpuinfer.programs.prefill import abstract_input
+from tpuinfer.programs.output import Output, Tokens, unpack
+from tpuinfer.programs.signature import differences
 from tpuinfer.programs.slots import SlotLayout
-from tpuinfer.programs.state import DecodeState
+from tpuinfer.programs.state import DecodeState, shaped
 
 _NO_GUARD = contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What to bring to the host, and where it belongs.
+
+    Attributes:
+      rows: of the output that belong to `slots`; None = all of them, in order.
+      top: some row asked for the most likely tokens.
+      scored: row, slot and number of tokens of each prompt whose scores were asked for.
+    """
+
+    rows: NDArray[Any] | None = None
+    slots: NDArray[Any] | None = None
+    top: bool = False
+    scored: Sequence[tuple[int, int, int]] = ()
 
 
 class _Pending:
     """A dispatch on its way: what its rows produce, to be spread over the slots they belong to."""
 
     def __init__(
-        self,
-        out: Output,
-        rows: NDArray[Any] | None,
-        slots: NDArray[Any] | None,
-        wants_top: bool,
-        runner: "DeviceRunner",
+        self, out: Output, asked: _Asked, runner: "DeviceRunner", prompt: Output | None = None
     ) -> None:
-        """`rows` of the output belong to `slots`; None = all of them, in order."""
-        self._out, self._rows, self._slots, self._runner = out, rows, slots, runner
-        self._wants_top = wants_top
-        out.packed.copy_to_host_async()
-        if wants_top:
-            out.top.copy_to_host_async()
+        """`prompt`: the scores of a prefill; None = nobody asked."""
+        self._out, self._asked, self._runner, self._prompt = out, asked, runner, prompt
+        self._sent = [out.packed, *([out.top] if asked.top else [])]
+        if prompt is not None:
+            self._sent += [prompt.packed, prompt.top]
+        for array in self._sent:
+            array.copy_to_host_async()
 
     def result(self) -> StepTokens:
+        asked = self._asked
         with self._runner.watching():
-            packed = np.asarray(self._out.packed.addressable_data(0))
-            top = np.asarray(self._out.top.addressable_data(0)) if self._wants_top else None
-        tokens, logprobs, ids, scores = unpack(packed, top)
+            packed, *others = (np.asarray(array.addressable_data(0)) for array in self._sent)
+        tokens, logprobs, ids, scores = unpack(packed, others.pop(0) if asked.top else None)
         return StepTokens(
             self._spread(tokens, -1),
             self._spread(logprobs, 0),
             None if ids is None else self._spread(ids, -1),
             None if scores is None else self._spread(scores, 0),
+            _scores(unpack(*others), asked.scored) if others else {},
         )
 
     def _spread(self, values: NDArray[Any], empty: int) -> NDArray[Any]:
         """[n, R, ...] by row to [n, slots, ...] by slot."""
-        if self._slots is None:
+        if self._asked.slots is None:
             return values
         slots = self._runner.layout.slots
         spread = np.full((values.shape[0], slots, *values.shape[2:]), empty, values.dtype)
-        spread[:, self._slots] = values[:, self._rows]
+        spread[:, self._asked.slots] = values[:, self._asked.rows]
         return spread
+
+
+def _scores(prompt: Tokens, scored: Sequence[tuple[int, int, int]]) -> dict[int, PromptScores]:
+    """The scores of prompts by slot, from those of all rows."""
+    ids, logprobs = prompt.top_ids, prompt.top_logprobs
+    assert ids is not None
+    assert logprobs is not None
+    return {
+        slot: PromptScores(prompt.logprobs[row, :size], ids[row, :size], logprobs[row, :size])
+        for row, slot, size in scored
+    }
 
 
 class DeviceRunner:
     """`Runner` over compiled programs. It owns the state, which every call donates and replaces.
 
     Attributes:
-      layout, rolls, chunk, buckets: as `Runner` says.
+      layout, rolls, chunk, buckets, vocab: as `Runner` says.
       programs: by name, the closed set that this runner ever calls.
       guard: what counts compiles; None while warming up.
     """
@@ -75,6 +103,7 @@ class DeviceRunner:
         self,
         params: Mapping[str, jax.Array],
         state: DecodeState,
+        tables: Tables,
         programs: Mapping[str, Program],
         *,
         layout: SlotLayout,
@@ -87,11 +116,13 @@ class DeviceRunner:
         self.rolls = rolls
         self.chunk = buckets[-1]
         self.buckets = buckets
+        self.vocab = state.counts.shape[1]
         self.programs = dict(programs)
         self.guard: CompileGuard | None = None
         self._steps = steps
         self._params = dict(params)
         self._state = state
+        self._tables = tables
         self._with_top: set[int] = set()
 
     @property
@@ -125,57 +156,107 @@ class DeviceRunner:
         sizes = [rows] if rows else self._prefills(bucket)
         rows = min((one for one in sizes if one >= need), default=0)
         assert rows, f"{need} works on one data shard: at most {max(sizes)}"
-        given = _idle_input(self.layout, rows, bucket)
-        used: list[int] = []
-        slots: list[int] = []
-        for shard, items in enumerate(by_shard):
-            for row, item in enumerate(items, shard * rows):
-                _fill(given, row, item)
-                used.append(row)
-                slots.append(item.slot)
-                top = (item.params.logprobs or 0) > 0
-                (self._with_top.add if top else self._with_top.discard)(item.slot)
-        assert len(set(slots)) == len(slots), f"slots {slots} are not distinct"
+        given = idle_input(self.layout, rows, bucket)
+        placed = [
+            (row, item)
+            for shard, items in enumerate(by_shard)
+            for row, item in enumerate(items, shard * rows)
+        ]
+        for row, item in placed:
+            fill(given, row, item)
+            self._open(item)
+        slots = np.array([item.slot for _, item in placed])
+        assert len({*slots.tolist()}) == len(slots), f"slots {slots} are not distinct"
         out = self._dispatch(prefill_name(rows, bucket), given)
+        scored = [
+            (row, item.slot, len(item.tokens) - (item.following < 0))
+            for row, item in placed
+            if item.params.prompt_logprobs is not None
+        ]
         top = any(item.last and item.slot in self._with_top for item in work)
-        return _Pending(out, np.array(used), np.array(slots), top, self)
+        asked = _Asked(np.array([row for row, _ in placed]), slots, top, scored)
+        return _Pending(out.first, asked, self, out.prompt if scored else None)
 
-    def decode(self, steps: int, active: Sequence[int], rows: int | None = None) -> Pending:
-        """Run up to `steps` tokens for the slots in `active`; see `Runner.decode`.
+    def _open(self, item: PrefillWork) -> None:
+        """Note what the rest of the row's life must know, and send what its row has no room for."""
+        top = (item.params.logprobs or 0) > 0
+        (self._with_top.add if top else self._with_top.discard)(item.slot)
+        if item.params.logit_bias and item.start == 0:
+            entries = bias_entries(item.params)
+            with self.watching():
+                biases = self._call(BIAS, self._tables.biases, np.int32(item.slot), *entries)
+                self._tables = dataclasses.replace(self._tables, biases=biases)
+
+    def decode(self, steps: int, quotas: Mapping[int, int], rows: int | None = None) -> Pending:
+        """Run up to `steps` tokens for the slots of `quotas`; see `Runner.decode`.
 
         `rows` per data shard: which program, 0 = that of all slots; None = the narrowest that
-        suffices.
+        suffices for those that do not wait.
         """
         assert 0 < steps <= self._steps, f"{steps} steps asked, compiled for {self._steps}"
-        wanted = np.zeros(self.layout.slots, bool)
-        wanted[list(active)] = True
-        top = not self._with_top.isdisjoint(active)
+        wanted = np.full(self.layout.slots, -1, np.int32)
         by_shard: list[list[int]] = [[] for _ in range(self.layout.shards)]
-        for slot in active:
-            by_shard[self.layout.shard_of(slot)].append(slot)
+        for slot, quota in quotas.items():
+            assert 0 <= quota <= steps, f"a quota of {quota} in {steps} steps"
+            wanted[slot] = quota
+            if quota:
+                by_shard[self.layout.shard_of(slot)].append(slot)
+        top = not self._with_top.isdisjoint(quotas)
         if rows is None:
             need = max(map(len, by_shard))
             rows = min((one for one in self._narrow_decodes() if one >= need), default=0)
         if rows == 0:
-            out = self._dispatch(decode_name(), np.int32(steps), wanted)
-            return _Pending(out, None, None, top, self)
+            return _Pending(self._dispatch(decode_name(), wanted), _Asked(top=top), self)
         named = np.full(rows * self.layout.shards, self.layout.slots, np.int32)
         for shard, slots in enumerate(by_shard):
             named[shard * rows : shard * rows + len(slots)] = slots
-        out = self._dispatch(decode_name(rows), np.int32(steps), wanted, named)
+        out = self._dispatch(decode_name(rows), wanted, named)
         used = np.flatnonzero(named < self.layout.slots)
-        return _Pending(out, used, named[used], top, self)
+        return _Pending(out, _Asked(used, named[used], top), self)
 
-    def _dispatch(self, name: str, *given: Any) -> Output:
+    def constrain(self, masks: Mapping[int, NDArray[np.int32]]) -> None:
+        """Send masks, a few slots at a time; see `Runner.constrain`."""
+        slots = [*masks]
+        rows = self.programs[MASK].spec.arguments[1].shape[0]
+        for first in range(0, len(slots), rows):
+            some = slots[first : first + rows]
+            at = np.full(rows, self.layout.slots, np.int32)
+            words = np.zeros((rows, self._tables.masks.shape[1]), np.int32)
+            at[: len(some)] = some
+            words[: len(some)] = [masks[slot] for slot in some]
+            with self.watching():
+                sent = self._call(MASK, self._tables.masks, at, words)
+                self._tables = dataclasses.replace(self._tables, masks=sent)
+
+    def update(self, params: Mapping[str, jax.Array]) -> None:
+        """Take other weights from the next dispatch on; see `Runner.update`."""
+        kept = {
+            name: shaped(one.shape, one.dtype, one.sharding) for name, one in self._params.items()
+        }
+        found = [str(one) for one in differences(self.update, (kept,), (dict(params),))]
+        found += [
+            f"params.{name} is not on the mesh"
+            for name, one in params.items()
+            if not (isinstance(one, jax.Array) and one.committed)
+        ]
+        if found:
+            raise RequestError(
+                f"the new weights do not fit ({len(found)} differ): {found[0]}; nearest: arrays of "
+                "the same names, types, shapes and places as those being served",
+                param="params",
+            )
+        self._params = dict(params)
+
+    def _dispatch(self, name: str, *given: Any) -> Any:
+        """Run a program over the state; what it returns beside the new one."""
+        with self.watching():
+            # The old state is gone once the program runs, so the new one is kept whatever is heard.
+            self._state, out = self._call(name, self._params, self._state, self._tables, *given)
+        return out
+
+    def _call(self, name: str, *arguments: Any) -> Any:
         program, guard = self.programs[name], self.guard
-        arguments = (self._params, self._state, *given)
-        if guard is None:
-            self._state, out = program.call(*arguments)
-        else:
-            with guard.watching():
-                self._state, out = guard.call(program, *arguments)
-        result: Output = out
-        return result
+        return program.call(*arguments) if guard is None else guard.call(program, *arguments)
 
     def _prefills(self, width: int) -> list[int]:
         """Rows per data shard of the programs there are for a bucket."""
@@ -192,34 +273,3 @@ class DeviceRunner:
         assert 0 < len(item.tokens) <= bucket
         capacity = self.layout.capacity_of(item.slot)
         assert self.rolls or item.start + len(item.tokens) < capacity, "beyond the ring"
-
-
-def _idle_input(layout: SlotLayout, rows: int, width: int) -> Any:
-    """A `PrefillInput` of numpy arrays in which no row has anything to do."""
-    abstract = abstract_input(rows * layout.shards, width, MAX_STOP_IDS)
-    given = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
-    given.slot[:] = np.repeat(np.arange(layout.shards) * layout.per_shard, rows)
-    given.sampling.top_p[:] = 1
-    given.sampling.logprobs[:] = -1
-    given.stops[:] = -1
-    return given
-
-
-def _fill(given: Any, row: int, item: PrefillWork) -> None:
-    """Write one work into its row of an input that holds numpy arrays."""
-    assert len(item.stop_ids) <= MAX_STOP_IDS
-    given.tokens[row, : len(item.tokens)] = item.tokens
-    given.slot[row] = item.slot
-    given.start[row] = item.start
-    given.length[row] = len(item.tokens)
-    given.last[row] = item.last
-    given.limit[row] = item.limit
-    given.stops[row, : len(item.stop_ids)] = item.stop_ids
-    sampling, params = given.sampling, item.params
-    sampling.temperature[row] = params.temperature
-    sampling.top_p[row] = params.top_p
-    sampling.min_p[row] = params.min_p
-    sampling.top_k[row] = params.top_k
-    sampling.seed[row] = item.seed
-    sampling.choice[row] = item.choice
-    sampling.logprobs[row] = -1 if params.logprobs is None else params.logprobs

@@ -105,6 +105,21 @@ class Embedder:
         while some := list(itertools.islice(numbered, _BATCHES_AT_ONCE * most)):
             yield from self._vectors([self._ids(text, at, before, truncate) for at, text in some])
 
+    def tokenise(self, texts: Sequence[Text], called: str = "texts") -> list[list[int]]:
+        """The ids that `stream` would make of each text, default prompt included.
+
+        May be called from any thread, and while a stream is under way.
+
+        Raises:
+          RequestError: a text is too long, or has ids that are none; it is `called` so.
+        """
+        before = self._prompt(None)
+        try:
+            return [self._ids(text, index, before, False) for index, text in enumerate(texts)]
+        except RequestError as error:
+            words = str(error).replace("texts[", f"{called}[").partition("; truncate=True")[0]
+            raise RequestError(words, param=called) from None
+
     def _vectors(self, rows: Sequence[Sequence[int]]) -> Vector:
         """[len(rows), D]: rows of a width together, widths from the narrowest on."""
         by_width: dict[int, list[int]] = {width: [] for width in self._sizes}

@@ -13,55 +13,42 @@ whoever holds the slot when it is read. Slot 3, request A, then B:
 D8's column 3 holds -1 if the device ended A too (a stop id, its limit), or a token too many if only
 the host did (a stop string, an abort). Either way A has finished, and the column is passed over.
 P9 reopens the slot after D8 in the order of dispatch, so B starts clean.
+
+A request that is constrained cannot run ahead of what is read: its next mask is made from its last
+token. It waits a dispatch, and the others do not; `scheduler` has the rules.
 """
 
-import random
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from tpuinfer.engine.answer import Answer, Detokenizer, Top
+from tpuinfer.engine.accept import Tokenizer, accept, context_of
+from tpuinfer.engine.answer import Answer, Top
+from tpuinfer.engine.job import DecodePlan, Job, PrefillPlan
 from tpuinfer.engine.metrics import Metrics
-from tpuinfer.engine.request import (
-    MAX_STOP_IDS,
-    Delta,
-    FinishReason,
-    Phase,
-    Request,
-    SamplingParams,
-)
+from tpuinfer.engine.request import Delta, FinishReason, Phase, Request
 from tpuinfer.engine.runner import Pending, Runner, StepTokens
-from tpuinfer.engine.scheduler import Job, Scheduler
+from tpuinfer.engine.scheduler import Scheduler
 from tpuinfer.errors import RequestError
-from tpuinfer.programs.buckets import cut
 
 _NAP = 0.001
 """The longest sleep of a step, seconds: whoever calls meanwhile is kept waiting that long."""
 
-
-_MOST_POSITIONS = 2**31 - 1
-"""Positions are 32-bit integers on the device."""
-
-
-class Tokenizer(Protocol):
-    """What the engine needs to know of a vocabulary."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def eos_ids(self) -> tuple[int, ...]: ...
-    @property
-    def has_text(self) -> bool: ...
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer: ...
+Done = Callable[[RequestError | None], None]
+"""Called once with None, or with why it could not be done."""
 
 
 class Dispatch(NamedTuple):
-    """One dispatch in flight: its first `steps` rows hold tokens, in the columns of `rows`."""
+    """One dispatch in flight: its first `steps` rows hold tokens, in the columns of `rows`.
+
+    Of the prompts in it, those of `scored` asked for log-probabilities.
+    """
 
     pending: Pending
     steps: int
     rows: dict[int, Job]
+    scored: dict[int, Job]
 
 
 class Engine:
@@ -73,6 +60,7 @@ class Engine:
     Attributes:
       runner: what computes.
       metrics: counters and gauges, current after every call.
+      version: how often `update` has brought other weights.
     """
 
     def __init__(
@@ -82,6 +70,7 @@ class Engine:
         *,
         steps: int = 1,
         max_waiting: int = 4096,
+        max_waiting_tokens: int | None = None,
         prefill_wait: float = 0.0,
     ) -> None:
         """An engine with nothing to do yet.
@@ -91,33 +80,41 @@ class Engine:
           tokenizer: the vocabulary of the runner's model.
           steps: tokens a row per decode dispatch, a platform's setting.
           max_waiting: how many requests may wait beyond those that a free slot will take.
+          max_waiting_tokens: how many tokens their prompts may have in all, unless only one waits;
+            None for any number.
           prefill_wait: seconds that a new request may be held back so that others join its prefill;
             those that decode go on meanwhile.
         """
         self.runner = runner
-        self.metrics = Metrics(slots=runner.layout.slots)
+        self.version = 0
+        layout = runner.layout
+        rings = zip(layout.counts, layout.capacities, strict=True)
+        self.metrics = Metrics(
+            slots=layout.slots, ring_capacity=sum(count * capacity for count, capacity in rings)
+        )
         self._tokenizer = tokenizer
         self._scheduler = Scheduler(
-            runner.layout,
+            layout,
             rows=runner.prefill_rows,
             steps=steps,
             max_waiting=max_waiting,
+            max_waiting_tokens=max_waiting_tokens,
             wait=prefill_wait,
         )
         self._jobs: dict[str, Job] = {}
         self._answers: dict[Job, Answer] = {}
         self._in_flight: deque[Dispatch] = deque()
-        self._random = random.SystemRandom()
+        self._update: tuple[Any, Done] | None = None
 
     @property
     def context(self) -> int | None:
         """The most tokens that a prompt and its answer may have; None: rings roll, any number."""
-        return None if self.runner.rolls else self.runner.layout.capacity
+        return context_of(self.runner)
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to dispatch or read."""
-        return bool(self._jobs or self._in_flight)
+        return bool(self._jobs or self._in_flight or self._update)
 
     def add(self, request: Request) -> None:
         """Put a request in line.
@@ -127,8 +124,10 @@ class Engine:
         ring holds.
 
         Raises:
-          RequestError: the prompt is empty, too long, or has ids outside the vocabulary; the stop
-            ids are too many or outside the vocabulary; the id belongs to a live request.
+          RequestError: the prompt is empty, too long, or has ids outside the vocabulary; so has
+            stop_token_ids or logit_bias, or the stop ids are too many; min_tokens is more than the
+            context leaves; it is about text, and the checkpoint has none; the id belongs to a live
+            request.
           QueueFullError: too many are waiting; a server answers 503.
         """
         if request.request_id in self._jobs:
@@ -136,31 +135,16 @@ class Engine:
                 f"request_id {request.request_id!r} is that of a live request: give another",
                 param="request_id",
             )
-        prompt, params = tuple(request.prompt_token_ids), request.params
-        self._check_prompt(prompt)
-        if params.stop and not self._tokenizer.has_text:
-            raise RequestError(
-                f"stop is {list(params.stop)}, but this checkpoint has no tokenizer, so its "
-                "answers have no text: give stop_token_ids",
-                param="stop",
-            )
-        stop_ids = self._stop_ids(params)
-        limit = self._limit(len(prompt), params.max_tokens)
-        job = Job(
-            request,
-            prompt,
-            limit=limit,
-            need=min(len(prompt) + limit, self.runner.layout.capacity),
-            stop_ids=stop_ids,
-            seed=self._random.getrandbits(32) if params.seed is None else fold(params.seed),
-            chunks=cut(len(prompt), self.runner.chunk, self.runner.buckets),
-        )
+        job = accept(request, self.runner, self._tokenizer)
         answer = Answer(
             request,
-            limit=limit,
+            limit=job.limit,
             eos_ids=self._tokenizer.eos_ids,
-            stop_ids=stop_ids,
-            detokenizer=self._tokenizer.detokenizer(skip_special_tokens=params.skip_special_tokens),
+            stop_ids=job.stop_ids,
+            detokenizer=self._tokenizer.detokenizer(
+                skip_special_tokens=request.params.skip_special_tokens,
+                keep=frozenset(request.shown_controls),
+            ),
         )
         self._scheduler.add(job)
         self._jobs[request.request_id] = job
@@ -179,6 +163,23 @@ class Engine:
         self._gauge()
         return True
 
+    def update(self, params: Any, on_done: Done) -> None:
+        """Go on with other weights, of the same names, shapes, dtypes and places.
+
+        Requests that have a slot are answered with the old ones; the others wait until those are
+        done, and get the new ones, as does all that is added later. `on_done` is called then, from
+        `step`, or at once where no slot is taken: with None, or with the error by which the runner
+        refused the weights; in that case the old ones stay.
+
+        Raises:
+          RequestError: other weights are waiting to be taken already.
+        """
+        if self._update is not None:
+            raise RequestError("other weights are waiting to be taken: try again when they are")
+        self._update = params, on_done
+        if not self._scheduler.running:
+            self._take_weights()
+
     def step(self) -> list[Delta]:
         """At most one prefill dispatch, then one decode; then read all but the newest.
 
@@ -189,46 +190,77 @@ class Engine:
         if not self.has_work:
             return []
         now = time.monotonic()
-        self._admit(now)
-        prefilled = self._dispatch_prefill(now)
-        decoded = self._dispatch_decode()
+        deltas = self._admit(now)
+        prefill = self._scheduler.plan_prefill(now)
+        decode = self._scheduler.plan_decode()
+        self._dispatch(prefill, decode)
         if self._in_flight:
-            deltas = self._read(leave=1 if prefilled or decoded else 0)
+            deltas += self._read(leave=1 if prefill or decode else 0)
             self.metrics.steps += 1
-        else:
-            deltas = []
-            time.sleep(min(self._scheduler.held(now), _NAP))
+        elif held := self._scheduler.held(now):
+            time.sleep(min(held, _NAP))
         self.metrics.recompiles = self.runner.recompiles
         self._gauge()
         return deltas
 
-    def _admit(self, now: float) -> None:
+    def _admit(self, now: float) -> list[Delta]:
+        """Give out free slots, unless other weights wait until all are free.
+
+        Returns a last delta for each of those whose constraint leaves no token to begin with.
+        """
+        if self._update is not None:
+            if self._scheduler.running:
+                return []
+            self._take_weights()
+        ended = []
         for job in self._scheduler.admit(now):
             self.metrics.admitted(len(job.prompt), now - job.request.arrival)
+            if job.constrained:
+                delta = self._answers[job].delta()
+                self._constrain(job, delta)
+                if delta.finish_reason is not None:
+                    self._finish(job, delta.finish_reason)
+                    ended.append(delta)
+        return ended
 
-    def _dispatch_prefill(self, now: float) -> bool:
-        plan = self._scheduler.plan_prefill(now)
-        if plan is None:
-            return False
-        self._in_flight.append(Dispatch(self.runner.prefill(plan.work), 1, plan.rows))
-        return True
+    def _take_weights(self) -> None:
+        assert self._update is not None
+        (params, on_done), self._update = self._update, None
+        try:
+            self.runner.update(params)
+        except RequestError as error:
+            on_done(error)
+            return
+        self.version += 1
+        self.metrics.version = self.version
+        on_done(None)
 
-    def _dispatch_decode(self) -> bool:
-        plan = self._scheduler.plan_decode()
-        if plan is None:
-            return False
-        pending = self.runner.decode(plan.steps, tuple(plan.rows))
-        self._in_flight.append(Dispatch(pending, plan.steps, plan.rows))
-        self.metrics.decoded(len(plan.rows))
-        return True
+    def _constrain(self, job: Job, delta: Delta) -> None:
+        """The mask of the job's next token; the delta says so if there is none."""
+        job.mask = self._answers[job].mask(delta, self.runner.vocab)
+
+    def _dispatch(self, prefill: PrefillPlan | None, decode: DecodePlan | None) -> None:
+        masks = {**(prefill.masks if prefill else {}), **(decode.masks if decode else {})}
+        if masks:
+            self.runner.constrain(masks)
+        if prefill:
+            pending = self.runner.prefill(prefill.work)
+            self._in_flight.append(Dispatch(pending, 1, prefill.rows, prefill.scored))
+        if decode:
+            pending = self.runner.decode(decode.steps, decode.quotas)
+            self._in_flight.append(Dispatch(pending, decode.steps, decode.rows, {}))
+            self.metrics.decoded(len(decode.rows))
 
     def _read(self, leave: int) -> list[Delta]:
         """Wait for the oldest dispatches until only `leave` are in flight."""
         deltas: list[Delta] = []
         while len(self._in_flight) > leave:
-            pending, steps, rows = self._in_flight.popleft()
+            pending, steps, rows, scored = self._in_flight.popleft()
             result = pending.result()
             now = time.monotonic()
+            for slot, job in scored.items():
+                if job.phase is not Phase.FINISHED:
+                    self._answers[job].score(result.prompts[slot])
             tokens = result.tokens[:steps].T.tolist()
             logprobs = result.logprobs[:steps].T.tolist()
             for slot, job in rows.items():
@@ -237,14 +269,27 @@ class Engine:
                 answer = self._answers[job]
                 top = _top(result, slot) if answer.top else None
                 delta = answer.take(tokens[slot], logprobs[slot], top)
+                if job.constrained and delta.finish_reason is None:
+                    self._constrain(job, delta)
                 self._account(job, answer, delta, now)
                 deltas.append(delta)
         return deltas
 
     def _account(self, job: Job, answer: Answer, delta: Delta, now: float) -> None:
         """Count what was read at `now`, and let go of a request that ended with it."""
-        self.metrics.generated(len(delta.token_ids), now, answer.last_seen, job.request.arrival)
+        arrival = job.request.arrival
+        self.metrics.generated(len(delta.token_ids), now, answer.last_seen, arrival)
         answer.last_seen = now
+        if answer.first_seen is None:
+            answer.first_seen = now
+        if delta.finish_reason in ("stop", "length"):
+            self.metrics.answered(
+                answer.count,
+                arrival=arrival,
+                admitted=job.admitted,
+                first=answer.first_seen,
+                last=now,
+            )
         if delta.finish_reason is not None:
             self._finish(job, delta.finish_reason)
 
@@ -255,51 +300,10 @@ class Engine:
         self.metrics.finished[reason] += 1
 
     def _gauge(self) -> None:
-        self.metrics.running = self._scheduler.running
-        self.metrics.waiting = self._scheduler.waiting
-
-    def _limit(self, prompt: int, max_tokens: int | None) -> int:
-        """The most tokens a row may generate after a prompt of that many."""
-        context = self.context
-        if context is None:
-            return min(max_tokens or self.runner.layout.capacity, _MOST_POSITIONS - prompt)
-        return min(max_tokens or context, context - prompt)
-
-    def _check_prompt(self, prompt: Sequence[int]) -> None:
-        context, vocab = self.context, self._tokenizer.vocab_size
-        if not prompt:
-            raise RequestError("the prompt is empty: it needs at least 1 token", param="prompt")
-        if context is not None and len(prompt) + 1 > context:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens and the context holds {context}: "
-                f"with one token to generate, at most {context - 1} fit",
-                param="prompt",
-            )
-        for token in (min(prompt), max(prompt)):
-            if not 0 <= token < vocab:
-                raise RequestError(
-                    f"the prompt has token id {token}: it must be in [0, {vocab - 1}]",
-                    param="prompt",
-                )
-
-    def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
-        """The ids that end the row, each once: the model's own unless ignored, then the asked."""
-        vocab = self._tokenizer.vocab_size
-        for token in params.stop_token_ids:
-            if not 0 <= token < vocab:
-                raise RequestError(
-                    f"stop_token_ids has {token}: each must be in [0, {vocab - 1}]",
-                    param="stop_token_ids",
-                )
-        own = () if params.ignore_eos else self._tokenizer.eos_ids
-        stop_ids = tuple(dict.fromkeys((*own, *params.stop_token_ids)))
-        if len(stop_ids) > MAX_STOP_IDS:
-            raise RequestError(
-                f"stop_token_ids has {len(params.stop_token_ids)} ids beside the model's "
-                f"{len(own)}: at most {MAX_STOP_IDS} in all",
-                param="stop_token_ids",
-            )
-        return stop_ids
+        metrics, scheduler = self.metrics, self._scheduler
+        metrics.running, metrics.waiting = scheduler.running, scheduler.waiting
+        metrics.waiting_tokens = scheduler.waiting_tokens
+        metrics.ring_tokens = scheduler.ring_tokens
 
 
 def _top(result: StepTokens, slot: int) -> Top | None:
@@ -307,8 +311,3 @@ def _top(result: StepTokens, slot: int) -> Top | None:
     if result.top_ids is None or result.top_logprobs is None:
         return None
     return result.top_ids[:, slot], result.top_logprobs[:, slot]
-
-
-def fold(seed: int) -> int:
-    """Any 64-bit seed to the 32 bits a row's key takes; [0, 2**32) is left as it is."""
-    return (seed ^ seed >> 32) & 0xFFFFFFFF

@@ -13,11 +13,9 @@ from typing import Any, Literal
 import jax
 
 from tpuinfer.cache.spec import RING_AXES, RingSpec
-from tpuinfer.engine.build import Plan
+from tpuinfer.engine.build import Plan, abstract_device
 from tpuinfer.engine.encoder import EncoderPlan
-from tpuinfer.engine.request import MAX_STOP_IDS
 from tpuinfer.programs.manifest import Entry
-from tpuinfer.programs.state import abstract_state
 from tpuinfer.sharding import report
 from tpuinfer.sharding.rules import Layout
 
@@ -66,7 +64,7 @@ def shares(plan: Plan | EncoderPlan, programs: Sequence[Entry] = ()) -> list[Sha
     rows = _weights(plan)
     if isinstance(plan, Plan):
         rows += _rings(plan)
-        rows.append(_state(plan))
+        rows += _state(plan)
     if programs:
         needs = {entry.name: _beside(entry) for entry in programs}
         name = max(needs, key=needs.__getitem__)
@@ -135,12 +133,16 @@ def _ring_bytes(layout: Layout, spec: RingSpec) -> int:
     return spec.bytes // math.prod(layout.shards(axis) for axis in RING_AXES)
 
 
-def _state(plan: Plan) -> Share:
-    """The small arrays of all slots, whole on every device."""
-    state = abstract_state(plan.rings, plan.layout, MAX_STOP_IDS)
-    arrays: list[Any] = jax.tree.leaves(dataclasses.replace(state, rings=()))
-    size = sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
-    return Share("state", "of slots", len(arrays), size, slots=plan.slots.slots)
+def _state(plan: Plan) -> list[Share]:
+    """The arrays of all slots, whole on every device: counts of tokens, tables, the small ones."""
+    state, tables = abstract_device(plan)
+    groups = {"of slots": state.small(), "counts": state.counts, "tables": tables}
+    shares = []
+    for group, tree in groups.items():
+        arrays: list[Any] = jax.tree.leaves(tree)
+        size = sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
+        shares.append(Share("state", group, len(arrays), size, slots=plan.slots.slots))
+    return shares
 
 
 def _beside(entry: Entry) -> int:

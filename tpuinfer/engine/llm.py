@@ -1,30 +1,31 @@
 """`LLM`: the engine as three lines of Python. Names follow vLLM's where they fit."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tpuinfer.checkpoint.progress import silent
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine import build, encoder, footprint
+from tpuinfer.engine.accept import check_text
+from tpuinfer.engine.choices import split
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.embed import Embedder, Vector
 from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.footprint import Share
-from tpuinfer.engine.request import (
-    CompletionOutput,
-    Delta,
-    Request,
-    RequestOutput,
-    SamplingParams,
-)
+from tpuinfer.engine.gather import Gathered
+from tpuinfer.engine.request import Constraint, Delta, RequestOutput, SamplingParams
 from tpuinfer.errors import ConfigError, RequestError
 from tpuinfer.programs.manifest import Entry
 from tpuinfer.sharding.report import Placement
 from tpuinfer.sharding.rules import ShardingRules
+
+if TYPE_CHECKING:
+    from tpuinfer.grammar.compiler import GrammarCompiler
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -188,7 +189,12 @@ class LLM:
           sampling_params: one for all, or one per prompt; None = the defaults (16 tokens).
           parse_special: control-token text in a prompt, such as "<|im_start|>", becomes that token;
             otherwise it is text like any other. Token ids are taken as they are.
-          on_delta: called with (index of the prompt, delta) as text arrives.
+          on_delta: called with (index of the prompt, delta) as text arrives; `delta.choice` tells
+            the answers to one prompt apart where `n` asks for several.
+
+        Returns:
+          one entry per prompt, with `n` outputs. An answer that cannot conform to its guide any
+          more ends with finish_reason "error", and its `error` says why.
 
         Raises:
           RequestError: a prompt or a parameter cannot be served, and then nothing is generated; or
@@ -245,26 +251,62 @@ class LLM:
         on_delta: Callable[[int, Delta], None] | None,
     ) -> list[RequestOutput]:
         params = _per_prompt(sampling_params, len(ids))
-        names = [f"generate-{next(self._ids)}" for _ in ids]
-        index = {name: position for position, name in enumerate(names)}
-        answers = [CompletionOutput(0) for _ in ids]
+        groups = [
+            split(f"generate-{next(self._ids)}", prompt, how, constraint=self._constraint(how))
+            for prompt, how in zip(ids, params, strict=True)
+        ]
+        gathered = Gathered(texts, groups)
+        requests = [request for group in groups for request in group]
         try:
-            for name, prompt, how in zip(names, ids, params, strict=True):
-                engine.add(Request(name, prompt, how))
+            for request in requests:
+                engine.add(request)
             while engine.has_work:
                 for delta in engine.step():
-                    position = index[delta.request_id]
-                    _extend(answers[position], delta)
+                    index = gathered.hear(delta)
                     if on_delta:
-                        on_delta(position, delta)
+                        on_delta(index, delta)
         except BaseException:
-            for name in names:
-                engine.abort(name)
+            for request in requests:
+                engine.abort(request.request_id)
             raise
-        return [
-            RequestOutput(name, text, list(prompt), [answer], True)
-            for name, text, prompt, answer in zip(names, texts, ids, answers, strict=True)
-        ]
+        return gathered.outputs
+
+    def _constraint(self, params: SamplingParams) -> Callable[[], Constraint] | None:
+        """What makes the constraints of answers to one prompt; None where there is no guide."""
+        if params.guide is None:
+            return None
+        check_text(params, self.tokenizer)
+        return self._compiler.compile(params.guide).matcher
+
+    @functools.cached_property
+    def _compiler(self) -> "GrammarCompiler":
+        from tpuinfer.grammar.compiler import GrammarCompiler
+
+        return GrammarCompiler(self.tokenizer, self._engine.runner.vocab)
+
+    def update_params(self, params: Mapping[str, Any]) -> None:
+        """Go on with other weights, in place of those that were loaded; nothing is compiled.
+
+        For loops that train and generate in one process: the arrays are used as they are, where
+        they lie, and are not copied.
+
+        Args:
+          params: name -> array, with the names, shapes, dtypes and shardings of those in use.
+
+        Raises:
+          RequestError: they differ in one of these, and then the old ones stay; requests are
+            running, as in a call from `on_delta`; or the model is an encoder.
+        """
+        engine = self._engine
+        if engine.metrics.running or engine.metrics.waiting:
+            raise RequestError(
+                "requests are running: call update_params when generate has returned",
+                param="params",
+            )
+        outcome: list[RequestError | None] = []
+        engine.update(params, outcome.append)
+        if outcome[0] is not None:
+            raise outcome[0]
 
     def sharding(self) -> list[Placement]:
         """Where each weight and ring lies on the mesh, and why."""
@@ -297,17 +339,3 @@ def _per_prompt(
             param="sampling_params",
         )
     return list(params)
-
-
-def _extend(answer: CompletionOutput, delta: Delta) -> None:
-    answer.text += delta.text
-    answer.token_ids += delta.token_ids
-    if delta.logprobs is not None:
-        if answer.logprobs is None:
-            answer.logprobs, answer.cumulative_logprob = [], 0.0
-        answer.logprobs += delta.logprobs
-        answer.cumulative_logprob = (answer.cumulative_logprob or 0.0) + sum(delta.logprobs)
-    if delta.top_logprobs is not None:
-        answer.top_logprobs = (answer.top_logprobs or []) + delta.top_logprobs
-    if delta.finish_reason is not None:
-        answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason

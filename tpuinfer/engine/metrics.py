@@ -9,6 +9,9 @@ from tpuinfer.engine.request import FinishReason
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 """Upper bounds of the buckets of every histogram of times."""
 
+TOKENS = (*(digit * 10**power for power in range(6) for digit in (1, 2, 5)), 10**6)
+"""Upper bounds of the buckets of every histogram of token counts."""
+
 
 class Histogram:
     """Counts of values by upper bound, in memory that never grows.
@@ -43,24 +46,35 @@ class Metrics:
     """Counters since the start, and gauges as of the last call into the engine.
 
     Attributes:
-      finished: requests that ended, by finish reason.
+      slots: rows there are. running: those taken (prefilling or decoding).
+      waiting: requests that have no slot yet. waiting_tokens: tokens of their prompts.
+      ring_capacity: tokens that all rings hold together. ring_tokens: those taken.
+      version: how often the weights were exchanged.
+      steps: engine steps that dispatched or read something.
       prompt_tokens: tokens of the prompts that got a slot.
       generation_tokens: tokens generated.
-      steps: engine steps that dispatched or read something.
       decode_rows: rows that wanted tokens, summed over decode dispatches. decode_slots: rows that
         there were, summed likewise.
       recompiles: compiles since warm-up; anything but 0 is an incident.
+      finished: requests that ended, by finish reason.
       ttft: from a request's arrival to its first token, seconds.
       inter_token: between two tokens of a request, seconds; tokens that arrive together share the
         time equally.
       queue: from a request's arrival to its slot, seconds.
-      slots: rows there are. running: those taken (prefilling or decoding).
-      waiting: requests that have no slot yet.
+      prefill: from its slot to its first token, seconds; decode: from there to its last one.
+      latency: from its arrival to its last token, seconds.
+      prompt_lengths: tokens of each prompt that got a slot.
+      generation_lengths: tokens of each answer. Like prefill, decode and latency, only of requests
+        that ended by themselves: "stop" or "length".
     """
 
     slots: int = 0
     running: int = 0
     waiting: int = 0
+    waiting_tokens: int = 0
+    ring_capacity: int = 0
+    ring_tokens: int = 0
+    version: int = 0
     steps: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
@@ -68,16 +82,26 @@ class Metrics:
     decode_slots: int = 0
     recompiles: int = 0
     finished: dict[FinishReason, int] = field(
-        default_factory=lambda: {"stop": 0, "length": 0, "abort": 0}
+        default_factory=lambda: {"stop": 0, "length": 0, "abort": 0, "error": 0}
     )
     ttft: Histogram = field(default_factory=Histogram)
     inter_token: Histogram = field(default_factory=Histogram)
     queue: Histogram = field(default_factory=Histogram)
+    prefill: Histogram = field(default_factory=Histogram)
+    decode: Histogram = field(default_factory=Histogram)
+    latency: Histogram = field(default_factory=Histogram)
+    prompt_lengths: Histogram = field(default_factory=lambda: Histogram(TOKENS))
+    generation_lengths: Histogram = field(default_factory=lambda: Histogram(TOKENS))
 
     @property
     def occupancy(self) -> float:
         """The part of all decoded rows that were wanted, in [0, 1]; 0 before the first decode."""
         return self.decode_rows / self.decode_slots if self.decode_slots else 0.0
+
+    @property
+    def ring_usage(self) -> float:
+        """The part of all rings that is taken, in [0, 1]."""
+        return self.ring_tokens / self.ring_capacity if self.ring_capacity else 0.0
 
     def decoded(self, rows: int) -> None:
         """A decode was dispatched in which `rows` of the slots want tokens."""
@@ -87,6 +111,7 @@ class Metrics:
     def admitted(self, prompt_tokens: int, waited: float) -> None:
         """A request got a slot `waited` seconds after it arrived."""
         self.prompt_tokens += prompt_tokens
+        self.prompt_lengths.observe(prompt_tokens)
         self.queue.observe(waited)
 
     def generated(self, tokens: int, now: float, before: float | None, arrival: float) -> None:
@@ -96,3 +121,12 @@ class Metrics:
             self.ttft.observe(now - arrival)
         else:
             self.inter_token.observe((now - before) / tokens, tokens)
+
+    def answered(
+        self, tokens: int, *, arrival: float, admitted: float, first: float, last: float
+    ) -> None:
+        """A request ended by itself after `tokens` tokens, of which the first came at `first`."""
+        self.generation_lengths.observe(tokens)
+        self.prefill.observe(first - admitted)
+        self.decode.observe(last - first)
+        self.latency.observe(last - arrival)

@@ -231,6 +231,7 @@ class Delta:
       finish_reason: set on the last delta of a request, else None.
       stop_reason: the stop string or token id that ended it; None for the model's own end token.
       error: with finish_reason "error", what went wrong, in one line.
+      choice: which of the answers to its prompt this belongs to, as in `Request`.
     """
 
     request_id: str
@@ -243,6 +244,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    choice: int = 0
 
 
 @dataclass
@@ -257,6 +259,7 @@ class CompletionOutput:
     cumulative_logprob: float | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    error: str | None = None
 
 
 @dataclass

@@ -7,94 +7,37 @@ What always holds:
     long ring, and borrow long rings that nobody else waits for;
   - the oldest prefilling request advances by one chunk in every prefill dispatch;
   - every decoding request that still needs tokens is in every decode dispatch;
-  - no dispatch is planned for tokens that are already on their way.
+  - no dispatch is planned for tokens that are already on their way, or in which nobody would pick.
 From these follows that nothing starves: the slots a request could use are held by requests added
 before it, and once it has one, only those admitted before it go before it.
+
+A constrained request picks each token with a mask of its own, which is made from the token before.
+  - It picks when its mask is there, one token, and the plan takes the mask along; else it waits in
+    the dispatch, alive.
+  - While one that is decoding needs tokens, dispatches are of one step, so that it need not sit out
+    many; they are never held up for it.
+a is constrained and its third token ends it; b is not; 4 steps a dispatch:
+
+    dispatch     P0   D1   D2   D3   D4   D5        D6
+    steps             1    1    1    1    1         4
+    a picks      1    0    1    0    1    0
+    b picks           1    1    1    1    1         4
+    read              P0   D1   D2   D3   D4: done  D5
 """
 
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from tpuinfer.engine.request import Phase, Request
-from tpuinfer.engine.runner import PrefillWork
+from tpuinfer.engine.job import DecodePlan, Job, Mask, PrefillPlan
+from tpuinfer.engine.request import Phase
 from tpuinfer.engine.slots import SlotPool
 from tpuinfer.errors import RequestError
-from tpuinfer.programs.buckets import Chunk
 from tpuinfer.programs.slots import SlotLayout
 
 
 class QueueFullError(RequestError):
-    """As many requests wait as may; the same request can be served later."""
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """One request as the scheduler sees it.
-
-    Attributes:
-      prompt: its tokens, whatever the caller does to the request meanwhile.
-      limit: the most tokens it may generate, >= 1.
-      need: tokens its ring must hold, at most those of the longest.
-      stop_ids: token ids that end its row on the device.
-      seed: in [0, 2**32).
-      chunks: its prompt, cut.
-      order: its place among all that were ever added.
-      slot: where it runs, while it is prefilling or decoding. admitted: when it got it, seconds.
-      prefilled: chunks dispatched. promised: generated tokens dispatched, read or not, <= limit.
-    """
-
-    request: Request
-    prompt: tuple[int, ...]
-    limit: int
-    need: int
-    stop_ids: tuple[int, ...]
-    seed: int
-    chunks: tuple[Chunk, ...]
-    phase: Phase = Phase.WAITING
-    order: int = -1
-    slot: int = -1
-    admitted: float = 0.0
-    prefilled: int = 0
-    promised: int = 0
-
-    @property
-    def next_chunk(self) -> Chunk:
-        """The chunk of the prompt to be dispatched next."""
-        return self.chunks[self.prefilled]
-
-    def next_work(self) -> PrefillWork:
-        """The next chunk, as the runner takes it."""
-        chunk = self.next_chunk
-        return PrefillWork(
-            slot=self.slot,
-            tokens=self.prompt[chunk.start : chunk.start + chunk.size],
-            start=chunk.start,
-            bucket=chunk.bucket,
-            last=self.prefilled == len(self.chunks) - 1,
-            limit=self.limit,
-            stop_ids=self.stop_ids,
-            seed=self.seed,
-            choice=self.request.choice,
-            params=self.request.params,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillPlan:
-    """One prefill dispatch. `rows`: the jobs whose first token it samples, by slot."""
-
-    work: list[PrefillWork]
-    rows: dict[int, Job]
-
-
-@dataclass(frozen=True, slots=True)
-class DecodePlan:
-    """One decode dispatch. `rows`: the jobs it generates for, by slot."""
-
-    steps: int
-    rows: dict[int, Job]
+    """As many requests wait as may, or as many tokens; the same request can be served later."""
 
 
 class Scheduler:
@@ -107,6 +50,7 @@ class Scheduler:
         rows: Mapping[int, int],
         steps: int = 1,
         max_waiting: int,
+        max_waiting_tokens: int | None = None,
         wait: float = 0.0,
     ) -> None:
         """The slots to fill, and how.
@@ -115,16 +59,17 @@ class Scheduler:
           layout: the slots, their ring classes and data shards.
           rows: bucket -> the most rows per data shard that one prefill takes.
           steps: tokens a row per decode dispatch.
-          max_waiting: see `add`.
+          max_waiting, max_waiting_tokens: see `add`.
           wait: seconds for which a prefill that is not full is held back; see `held`.
         """
         self._layout = layout
         self._rows = {bucket: min(most, layout.per_shard) for bucket, most in rows.items()}
         self._steps = steps
         self._max_waiting = max_waiting
+        self._max_waiting_tokens = max_waiting_tokens
         self._wait = wait
         self._pool = SlotPool(layout)
-        self._added = 0
+        self._added = self._waiting_tokens = 0
         # who waits, by the smallest class that holds what they need, in the order added
         self._lines: list[deque[Job]] = [deque() for _ in layout.counts]
         self._prefilling: list[Job] = []  # as admitted, so the first is the oldest
@@ -135,25 +80,46 @@ class Scheduler:
         return sum(map(len, self._lines))
 
     @property
+    def waiting_tokens(self) -> int:
+        """Tokens of the prompts of those that wait."""
+        return self._waiting_tokens
+
+    @property
     def running(self) -> int:
         """Requests that hold a slot."""
         return self._pool.used
+
+    @property
+    def ring_tokens(self) -> int:
+        """Tokens in all rings, those that are being dispatched included."""
+        running = (*self._prefilling, *self._decoding.values())
+        return sum(min(job.written, self._layout.capacity_of(job.slot)) for job in running)
 
     def add(self, job: Job) -> None:
         """Put a job at the end of its line.
 
         Raises:
           QueueFullError: the free slots that would suit are spoken for, and `max_waiting` requests
-            wait beyond those that have one to go to.
+            wait beyond those that have one to go to; or others wait, and their prompts and this one
+            have more than `max_waiting_tokens` together.
         """
         line = self._line_of(job)
-        if self._left_waiting(line) > self._max_waiting:
+        left = self._left_waiting(line)
+        if left > self._max_waiting:
             raise QueueFullError(
                 f"{self.running} requests are running and {self.waiting} are waiting: "
                 f"at most {self._max_waiting} may wait; try again later"
             )
+        tokens, most = self._waiting_tokens + len(job.prompt), self._max_waiting_tokens
+        if most is not None and left and self._waiting_tokens and tokens > most:
+            raise QueueFullError(
+                f"{self.waiting} requests with {self._waiting_tokens} prompt tokens are waiting, "
+                f"and this one has {len(job.prompt)}: at most {most} tokens may wait; "
+                "try again later"
+            )
         job.order = self._added
         self._added += 1
+        self._waiting_tokens += len(job.prompt)
         self._lines[line].append(job)
 
     def admit(self, now: float) -> list[Job]:
@@ -162,6 +128,7 @@ class Scheduler:
         while (found := self._next_admission()) is not None:
             line, ring_class = found
             job = self._lines[line].popleft()
+            self._waiting_tokens -= len(job.prompt)
             slot = self._pool.acquire(ring_class)
             assert slot is not None, f"class {ring_class} has no free slot"
             job.slot, job.admitted, job.phase = slot, now, Phase.PREFILLING
@@ -199,33 +166,45 @@ class Scheduler:
         batch, _ = self._gather()
         if not batch:
             return None
-        plan = PrefillPlan([], {})
+        plan = PrefillPlan([], {}, {}, {})
         for job in batch:
             work = job.next_work()
             plan.work.append(work)
             job.prefilled += 1
+            if job.request.params.prompt_logprobs is not None:
+                plan.scored[job.slot] = job
             if work.last:
                 plan.rows[job.slot] = job
                 self._prefilling.remove(job)
                 self._decoding[job.slot] = job
                 job.phase = Phase.DECODING
                 job.promised = 1
+        plan.masks.update(_take_masks(plan.rows))
         return plan
 
     def plan_decode(self) -> DecodePlan | None:
-        """All rows that need more than is on its way, for as many steps as one can use."""
-        rows = {slot: job for slot, job in self._decoding.items() if job.promised < job.limit}
+        """All rows that need more than is on its way, for as many steps as one can use.
+
+        None when there is none, or all of them wait for masks.
+        """
+        needy = {slot: job for slot, job in self._decoding.items() if job.promised < job.limit}
+        rows = {slot: job for slot, job in needy.items() if job.ready}
         if not rows:
             return None
         steps = min(self._steps, max(job.limit - job.promised for job in rows.values()))
-        for job in rows.values():
-            job.promised = min(job.promised + steps, job.limit)
-        return DecodePlan(steps, rows)
+        if any(job.constrained for job in needy.values()):
+            steps = 1
+        quotas = dict.fromkeys(needy, 0)
+        for slot, job in rows.items():
+            quotas[slot] = min(steps, job.limit - job.promised)
+            job.promised += quotas[slot]
+        return DecodePlan(steps, rows, quotas, _take_masks(rows))
 
     def finish(self, job: Job) -> None:
         """Take a job out, whatever its phase, and free its slot."""
         if job.phase is Phase.WAITING:
             self._lines[self._line_of(job)].remove(job)
+            self._waiting_tokens -= len(job.prompt)
         elif job.phase is Phase.PREFILLING:
             self._prefilling.remove(job)
         elif job.phase is Phase.DECODING:
@@ -283,3 +262,13 @@ class Scheduler:
                 room[shard] -= 1
                 batch.append(job)
         return batch, not any(room)
+
+
+def _take_masks(rows: Mapping[int, Job]) -> dict[int, Mask]:
+    """The masks of those that pick now, which are used up by it."""
+    masks = {}
+    for slot, job in rows.items():
+        if job.constrained:
+            assert job.mask is not None, f"{job.request.request_id} has no mask to pick with"
+            masks[slot], job.mask = job.mask, None
+    return masks

@@ -9,17 +9,35 @@ import dataclasses
 import logging
 import random
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.request import TOP_LOGPROBS, SamplingParams
 from tpuinfer.engine.runner import PrefillWork, StepTokens
+from tpuinfer.ops.steering import WORD
+from tpuinfer.programs.closed_set import BIAS, MASK
 from tpuinfer.programs.compile import Program
 
 _log = logging.getLogger(__name__)
 
+_STOP_IDS = (1, 2)
+
 _EVERY_KIND = SamplingParams(
-    temperature=1.0, top_p=0.9, top_k=50, min_p=0.01, logprobs=TOP_LOGPROBS
+    temperature=1.0,
+    top_p=0.9,
+    top_k=50,
+    min_p=0.01,
+    repetition_penalty=1.2,
+    presence_penalty=0.5,
+    frequency_penalty=0.3,
+    logit_bias={0: -1.0, 3: 2.0},
+    max_tokens=None,
+    min_tokens=2**16,
+    logprobs=TOP_LOGPROBS,
+    prompt_logprobs=TOP_LOGPROBS,
 )
-"""Sampling that takes every branch of the programs."""
+"""Sampling that takes every branch of the programs; its rows are constrained as well."""
 
 _STEPS = 8
 """Decode steps over which programs are compared: a difference of one bit is often rounded away."""
@@ -43,7 +61,12 @@ class WarmUp:
         runner, name = self._runner, program.name
         runner.programs[name] = program
         kind, _, size = name.partition("_")
-        if kind == "prefill":
+        if name == MASK:
+            runner.constrain(dict.fromkeys(range(runner.layout.slots), self._mask()))
+            same = True
+        elif name == BIAS:
+            same = True  # the first prefill runs it
+        elif kind == "prefill":
             rows, width = map(int, size.split("x"))
             same = self._try_prefill(rows, width)
         else:
@@ -88,20 +111,25 @@ class WarmUp:
         works = [self._work(slot, width) for slot in last]
         if not rows:
             runner.prefill(works, 1)
-            runner.decode(1, last, 0).result()
+            runner.decode(1, dict.fromkeys(last, 1), 0).result()
             return True
         twins = [dataclasses.replace(work, slot=slot) for slot, work in enumerate(works)]
         for work in works:
             runner.prefill([work], 1)
-        narrow = [runner.decode(1, last, rows).result() for _ in range(_STEPS)]
+        narrow = [runner.decode(1, dict.fromkeys(last, 1), rows).result() for _ in range(_STEPS)]
         for work in twins:
             runner.prefill([work], 1)
-        wide = [runner.decode(1, range(rows), 0).result() for _ in range(_STEPS)]
+        wide = [runner.decode(1, dict.fromkeys(range(rows), 1), 0).result() for _ in range(_STEPS)]
         return all(
             _equal(one, other, work.slot, twin.slot)
             for one, other in zip(narrow, wide, strict=True)
             for work, twin in zip(works, twins, strict=True)
         )
+
+    def _mask(self) -> NDArray[np.int32]:
+        """Every token but each seventh."""
+        allowed = np.arange(-(-self._vocab // WORD) * WORD) % 7 > 0
+        return np.packbits(allowed, bitorder="little").view(np.int32)
 
     def _slots(self, count: int) -> list[int]:
         """Slots of the first data shard, the last ones: of the longest rings."""
@@ -111,6 +139,7 @@ class WarmUp:
     def _work(self, slot: int, width: int) -> PrefillWork:
         room = min(width, self._runner.layout.capacities[0] - _STEPS - 1)
         size = self._chance.randint(max(1, room // 2), max(1, room))
+        every = (self._runner.layout.per_shard - slot) % 2 == 1  # the last slot is never left out
         return PrefillWork(
             slot=slot,
             tokens=self._chance.choices(range(self._vocab), k=size),
@@ -118,10 +147,11 @@ class WarmUp:
             bucket=width,
             last=True,
             limit=min(_STEPS, self._runner.layout.capacities[0] - size - 1) + 1,
-            stop_ids=(),
+            stop_ids=_STOP_IDS,
             seed=slot,
             choice=0,
-            params=_EVERY_KIND if slot % 2 else _GREEDY,
+            params=_EVERY_KIND if every else _GREEDY,
+            constrained=every,
         )
 
 
@@ -129,11 +159,22 @@ def _equal(one: StepTokens, other: StepTokens, slot: int, other_slot: int) -> bo
     """Whether two slots have the same tokens and the same bits of all log-probabilities."""
     assert one.top_logprobs is not None
     assert other.top_logprobs is not None
-    return all(
+    same = all(
         a[:1, slot].tobytes() == b[:1, other_slot].tobytes()
         for a, b in (
             (one.tokens, other.tokens),
             (one.logprobs, other.logprobs),
             (one.top_logprobs, other.top_logprobs),
+        )
+    )
+    mine, theirs = one.prompts.get(slot), other.prompts.get(other_slot)
+    if mine is None or theirs is None:
+        return same and mine is theirs
+    return same and all(
+        a.tobytes() == b.tobytes()
+        for a, b in (
+            (mine.logprobs, theirs.logprobs),
+            (mine.top_ids, theirs.top_ids),
+            (mine.top_logprobs, theirs.top_logprobs),
         )
     )

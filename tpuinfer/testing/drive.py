@@ -51,7 +51,10 @@ def run(runner: Runner, *rows: list[PrefillWork], steps: int = 1) -> list[Answer
 
 def _take(answers: dict[int, Answer], runner: Runner, what: list[PrefillWork] | int) -> bool:
     """Run one prefill, or that many decode steps, and keep the tokens; False if there were none."""
-    pending = runner.decode(what, [*answers]) if isinstance(what, int) else runner.prefill(what)
+    if isinstance(what, int):
+        pending = runner.decode(what, dict.fromkeys(answers, what))
+    else:
+        pending = runner.prefill(what)
     result = pending.result()
     taken = False
     for tokens, logprobs in zip(result.tokens.tolist(), result.logprobs.tolist(), strict=True):

@@ -8,14 +8,16 @@ on every misuse, so an engine that breaks the contract of `runner.py` fails loud
 import enum
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tpuinfer.engine.request import MAX_STOP_IDS, TOP_LOGPROBS
-from tpuinfer.engine.runner import PrefillWork, StepTokens
+from tpuinfer.engine.runner import PrefillWork, PromptScores, StepTokens
+from tpuinfer.errors import RequestError
 from tpuinfer.programs.slots import SlotLayout
 
 Rule = Callable[[Sequence[int], int], int]
@@ -37,6 +39,12 @@ def shift_of(work: PrefillWork) -> int:
     return 0 if work.params.temperature == 0 else work.seed + work.choice
 
 
+def next_of(wanted: int, allowed: Container[int], vocab: int) -> int:
+    """The first allowed token at or after the wanted one, going round."""
+    around = (token % vocab for token in range(wanted, wanted + vocab))
+    return next(token for token in around if token in allowed)
+
+
 def answer(
     prompt: Sequence[int],
     *,
@@ -46,14 +54,17 @@ def answer(
     vocab: int = 128,
     rule: Rule = count_up,
     capacity: int | None = None,
+    allowed: Callable[[Sequence[int]], Container[int]] | None = None,
 ) -> list[int]:
     """The tokens a row generates when it is alone: what the runner must give under any load.
 
-    `capacity` is the ring's when it rolls.
+    `capacity` is the ring's when it rolls; `allowed` takes the tokens generated so far.
     """
     tokens = list(prompt)
     while len(tokens) < len(prompt) + limit:
-        tokens.append(rule(tokens[-capacity:] if capacity else tokens, shift) % vocab)
+        wanted = rule(tokens[-capacity:] if capacity else tokens, shift)
+        may = allowed(tokens[len(prompt) :]) if allowed else range(vocab)
+        tokens.append(next_of(wanted, may, vocab))
         if tokens[-1] in stop_ids:
             break
     return tokens[len(prompt) :]
@@ -73,6 +84,7 @@ class _Row:
     tokens: list[int] = field(default_factory=list)
     generated: int = 0
     work: PrefillWork | None = None
+    mask: NDArray[np.bool_] | None = None  # sent, and nothing picked with it yet
 
     @property
     def alternatives(self) -> int:
@@ -98,15 +110,22 @@ class FakePending:
 class FakeRunner:
     """`Runner` by arithmetic: next = rule(tokens in the row's ring, shift) % vocab.
 
-    The shift is 0 at temperature 0, else seed + choice. A ring that rolls forgets its oldest tokens
-    one by one. The log-probability of token t is -t / vocab, exact in float32 when vocab is a power
-    of two; the alternative i places behind it is token (t + i) % vocab, less likely by i.
+    The shift is 0 at temperature 0, else seed + choice; the weights, a number, are added to it. A
+    ring that rolls forgets its oldest tokens one by one. The log-probability of token t is -t /
+    vocab, of the prompt's tokens too, exact in float32 when vocab is a power of two; the
+    alternative i places behind it is token (t + i) % vocab, less likely by i.
+
+    Where the next token may not be picked, the first one after it that may is, going round: what a
+    mask leaves out, stop ids before min_tokens, and what logit_bias shifts by -100. A bias of 100
+    leaves only the tokens that have it, if any. Other biases and the penalties change nothing.
 
     Attributes:
+      weights: what `update` took last; 0 at first. Anything but a whole number does not fit.
       seconds: how long each `result` takes.
       events: what happened, in order: ("prefill", k) or ("decode", k) when dispatch k is made, and
-        ("result", k) when it is read.
-      sent: for each dispatch k, the slots it was for.
+        ("result", k) when it is read; ("constrain", k) before dispatch k.
+      sent: for each dispatch k, the slots that could pick a token, or had a chunk.
+      quotas: for each decode, what it was given.
     """
 
     def __init__(
@@ -136,9 +155,11 @@ class FakeRunner:
         )
         self.recompiles = 0
         self.vocab = vocab
+        self.weights = 0
         self.seconds = 0.0
         self.events: list[tuple[str, int]] = []
         self.sent: list[tuple[int, ...]] = []
+        self.quotas: list[dict[int, int]] = []
         self._rule = rule
         self._rows = [_Row(self.layout.capacity_of(slot)) for slot in range(self.layout.slots)]
 
@@ -146,6 +167,7 @@ class FakeRunner:
         """Take one chunk a row; the first token of each slot whose prompt ends here."""
         self._check_batch(work)
         tokens = np.full((1, self.layout.slots), -1, np.int32)
+        prompts = {}
         for one in work:
             self._check(one)
             row = self._rows[one.slot]
@@ -154,64 +176,113 @@ class FakeRunner:
             row.tokens.extend(one.tokens)
             row.work = one
             row.state = _State.FILLING
+            if one.params.prompt_logprobs is not None:
+                prompts[one.slot] = self._scores(one)
             if one.last:
                 row.state = _State.LIVE
                 tokens[0, one.slot] = self._grow(row)
-        return self._dispatch("prefill", tuple(one.slot for one in work), tokens)
+        return self._dispatch("prefill", tuple(one.slot for one in work), tokens, prompts)
 
-    def decode(self, steps: int, active: Sequence[int]) -> FakePending:
-        """Up to `steps` tokens for each live row of `active`; every other live row dies."""
+    def decode(self, steps: int, quotas: Mapping[int, int]) -> FakePending:
+        """At most its quota of tokens for each live row that is named; every other one dies."""
         assert steps >= 1, f"a decode of {steps} steps"
-        assert active, "a decode of no slot"
-        assert len(set(active)) == len(active), f"a slot twice in {list(active)}"
-        for slot in active:
+        assert any(quotas.values()), f"a decode in which no slot may pick: {dict(quotas)}"
+        for slot, quota in quotas.items():
             state = self._rows[slot].state
             assert state in (_State.LIVE, _State.STOPPED), f"slot {slot} is {state.value}"
+            assert 0 <= quota <= steps, f"a quota of {quota} in {steps} steps"
         tokens = np.full((steps, self.layout.slots), -1, np.int32)
-        chosen = set(active)
         for slot, row in enumerate(self._rows):
-            if row.state is _State.LIVE and slot not in chosen:
+            if row.state is _State.LIVE and slot not in quotas:
                 row.state = _State.CLOSED
-            for step in range(steps):
+            for step in range(quotas.get(slot, 0)):
                 if row.state is not _State.LIVE:
                     break
                 tokens[step, slot] = self._grow(row)
-        return self._dispatch("decode", tuple(active), tokens)
+        self.quotas.append(dict(quotas))
+        return self._dispatch("decode", tuple(slot for slot in quotas if quotas[slot]), tokens)
+
+    def constrain(self, masks: Mapping[int, NDArray[np.int32]]) -> None:
+        """Each mask is good for one token of its slot."""
+        assert masks, "masks of no slot"
+        for slot, words in masks.items():
+            assert words.dtype == np.int32, f"a mask of {words.dtype}"
+            assert words.shape == (-(-self.vocab // 32),), f"a mask of {words.shape} words"
+            bits = np.unpackbits(words.astype("<i4").view(np.uint8), bitorder="little")
+            self._rows[slot].mask = bits[: self.vocab].astype(bool)
+            assert bits[: self.vocab].any(), f"a mask without a token for slot {slot}"
+        self.events.append(("constrain", len(self.sent)))
+
+    def update(self, params: Any) -> None:
+        """Take another number, to be added to every shift."""
+        if not isinstance(params, int):
+            raise RequestError(f"params is {params!r}: the fake's weights are one whole number")
+        self.weights = params
 
     def _grow(self, row: _Row) -> int:
         assert row.work is not None
-        token = self._rule(row.tokens[-row.capacity :], shift_of(row.work)) % self.vocab
+        shift = shift_of(row.work) + self.weights
+        wanted = self._rule(row.tokens[-row.capacity :], shift) % self.vocab
+        token = next_of(wanted, self._allowed(row, row.work), self.vocab)
         row.tokens.append(token)
         row.generated += 1
         if token in row.work.stop_ids or row.generated == row.work.limit:
             row.state = _State.STOPPED
         return token
 
-    def _dispatch(self, kind: str, slots: tuple[int, ...], tokens: np.ndarray) -> FakePending:
+    def _allowed(self, row: _Row, work: PrefillWork) -> Container[int]:
+        """The tokens that a row may pick now; uses up its mask."""
+        allowed: Container[int] = range(self.vocab)
+        bias, barred = work.params.logit_bias, row.generated < work.params.min_tokens
+        if work.constrained:
+            assert row.mask is not None, f"slot {work.slot} picks without a fresh mask"
+            allowed, row.mask = set(np.flatnonzero(row.mask).tolist()), None
+        if bias or barred:
+            left = {token for token in range(self.vocab) if token in allowed}
+            left -= {token for token in bias if bias[token] == -100}
+            left -= set(work.stop_ids) if barred else set()
+            allowed = {token for token in left if bias.get(token) == 100} or left
+        return allowed
+
+    def _scores(self, work: PrefillWork) -> PromptScores:
+        """By the same arithmetic as for tokens that are picked."""
+        behind = [] if work.last else [work.following]
+        targets = np.array([*work.tokens[1:], *behind], np.int32)
+        logprobs = -targets.astype(np.float32) / np.float32(self.vocab)
+        top = _behind(targets, logprobs, work.params.prompt_logprobs or 0, self.vocab)
+        return PromptScores(logprobs, *top)
+
+    def _dispatch(
+        self,
+        kind: str,
+        slots: tuple[int, ...],
+        tokens: NDArray[np.int32],
+        prompts: Mapping[int, PromptScores] | None = None,
+    ) -> FakePending:
         number = len(self.sent)
         self.sent.append(slots)
         self.events.append((kind, number))
         logprobs = -tokens.astype(np.float32) / np.float32(self.vocab)
         top_ids, top_logprobs = self._alternatives(slots, tokens, logprobs)
         return FakePending(
-            StepTokens(tokens, logprobs, top_ids, top_logprobs),
+            StepTokens(tokens, logprobs, top_ids, top_logprobs, prompts or {}),
             self.seconds,
             lambda: self.events.append(("result", number)),
         )
 
     def _alternatives(
-        self, slots: Sequence[int], tokens: np.ndarray, logprobs: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        self, slots: Sequence[int], tokens: NDArray[np.int32], logprobs: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]] | tuple[None, None]:
         """Ids and log-probabilities [n, slots, TOP_LOGPROBS] where a row of `slots` asked."""
         asked = {slot: self._rows[slot].alternatives for slot in slots}
         if not any(asked.values()):
             return None, None
         ids = np.full((*tokens.shape, TOP_LOGPROBS), -1, np.int32)
         scores = np.zeros(ids.shape, np.float32)
-        for slot, asked_of_slot in asked.items():
-            places = np.arange(min(asked_of_slot, self.vocab), dtype=np.int32)
-            ids[:, slot, : places.size] = (tokens[:, slot, None] + places) % self.vocab
-            scores[:, slot, : places.size] = logprobs[:, slot, None] - places.astype(np.float32)
+        for slot, count in asked.items():
+            ids[:, slot], scores[:, slot] = _behind(
+                tokens[:, slot], logprobs[:, slot], count, self.vocab
+            )
         return ids, scores
 
     def _check_batch(self, work: Sequence[PrefillWork]) -> None:
@@ -235,6 +306,9 @@ class FakeRunner:
         if work.start:
             assert row.state is _State.FILLING, f"slot {work.slot} is {row.state.value}"
             assert work.start == len(row.tokens), f"starts at {work.start}, not {len(row.tokens)}"
+            said = row.work and row.work.following
+            assert said == work.tokens[0], f"{work.tokens[0]} follows, and not {said} as was said"
+        assert work.last is (work.following < 0), f"token {work.following} follows the prompt"
         assert work.limit >= 1, f"a limit of {work.limit} tokens"
         end = work.start + size + work.limit
         assert self.rolls or end <= row.capacity, f"{end} tokens in a ring of {row.capacity}"
@@ -242,15 +316,31 @@ class FakeRunner:
         assert 0 <= work.seed < 2**32, f"seed {work.seed}"
 
 
+def _behind(
+    tokens: NDArray[np.int32], logprobs: NDArray[np.float32], count: int, vocab: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Each token [m] and those behind it, `count` in all, as [m, TOP_LOGPROBS]; id -1 beyond."""
+    ids = np.full((tokens.size, TOP_LOGPROBS), -1, np.int32)
+    scores = np.zeros(ids.shape, np.float32)
+    places = np.arange(min(count, vocab), dtype=np.int32)
+    ids[:, : places.size] = (tokens[:, None] + places) % vocab
+    scores[:, : places.size] = logprobs[:, None] - places.astype(np.float32)
+    return ids, scores
+
+
 class FakeDetokenizer:
     """`chr` of each id; control tokens as their text, or left out."""
 
-    def __init__(self, tokenizer: "FakeTokenizer", *, skip_special_tokens: bool) -> None:
+    def __init__(
+        self, tokenizer: "FakeTokenizer", *, skip_special_tokens: bool, keep: frozenset[int]
+    ) -> None:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
+        self._keep = keep
 
     def push(self, token: int) -> str:
-        return self._tokenizer.decode([token], skip_special_tokens=self._skip)
+        skip = self._skip and token not in self._keep
+        return self._tokenizer.decode([token], skip_special_tokens=skip)
 
     def flush(self) -> str:
         return ""
@@ -261,11 +351,14 @@ class FakeTokenizer:
 
     has_chat_template = True
     has_text = True
+    template_source = ""
     bos_id: int | None = None
 
     def __init__(self, vocab_size: int = 128, eos_ids: tuple[int, ...] = (0,)) -> None:
         self.vocab_size = vocab_size
         self.eos_ids = eos_ids
+        self.controls = {"<end>": eos_ids[0]} if eos_ids else {}
+        self.openers: dict[int, bytes] = {}
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False
@@ -286,8 +379,10 @@ class FakeTokenizer:
     def token_bytes(self, token: int) -> bytes:
         return self.token_text(token).encode()
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> FakeDetokenizer:
-        return FakeDetokenizer(self, skip_special_tokens=skip_special_tokens)
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, keep: frozenset[int] = frozenset()
+    ) -> FakeDetokenizer:
+        return FakeDetokenizer(self, skip_special_tokens=skip_special_tokens, keep=keep)
 
     def apply_chat_template(
         self,

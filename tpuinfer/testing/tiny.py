@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpuinfer.config import EngineConfig
-from tpuinfer.engine.build import Plan, plan_of
+from tpuinfer.engine.build import Plan, abstract_device, plan_of
 from tpuinfer.engine.device import DeviceRunner
-from tpuinfer.engine.request import MAX_STOP_IDS
 from tpuinfer.model_config import ModelConfig
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, weights
 from tpuinfer.models.decoder import Decoder
+from tpuinfer.ops.steering import Tables
 from tpuinfer.platform import platform_settings
 from tpuinfer.programs.closed_set import program_specs
 from tpuinfer.programs.compile import Program, ProgramSpec, compile_programs
-from tpuinfer.programs.state import DecodeState, abstract_state, zeros
+from tpuinfer.programs.state import DecodeState, zeros
 from tpuinfer.sharding.rules import Layout
 
 TINY = ModelConfig(
@@ -85,12 +85,13 @@ class Tiny:
     Attributes:
       plan: sizes and places.
       weights: float32, on the host. params: the same on the mesh, in the model's dtype.
-      state: shapes and shardings of the decode state.
+      state, tables: shapes and shardings of the decode state, and of what steers its slots.
     """
 
     plan: Plan
     blueprint: Decoder
     state: DecodeState
+    tables: Tables
     weights: Mapping[str, NDArray[np.float32]]
     params: Mapping[str, jax.Array]
 
@@ -109,6 +110,7 @@ class Tiny:
             self.blueprint,
             self.plan.layout,
             self.state,
+            self.tables,
             settings=self.plan.settings,
             dtype=self.plan.dtype,
             buckets=self.plan.buckets,
@@ -120,6 +122,11 @@ class Tiny:
         """The closed set, compiled when first asked for."""
         return compile_programs(list(self.specs.values()))
 
+    @functools.cached_property
+    def _no_tables(self) -> Tables:
+        """Tables that steer nothing; never donated, so all runners may begin with the same."""
+        return zeros(self.tables)
+
     def runner(
         self, state: DecodeState | None = None, programs: Mapping[str, Program] | None = None
     ) -> DeviceRunner:
@@ -127,6 +134,7 @@ class Tiny:
         return DeviceRunner(
             self.params,
             zeros(self.state) if state is None else state,
+            self._no_tables,
             self.programs if programs is None else programs,
             layout=self.plan.slots,
             buckets=self.plan.buckets,
@@ -197,10 +205,12 @@ def _build(
     host = random_weights(config)
     blueprint = registry.build(config)
     shapes = abstract_params(blueprint, plan.layout, dtype)
+    state, tables = abstract_device(plan)
     return Tiny(
         plan=plan,
         blueprint=blueprint,
-        state=abstract_state(plan.rings, plan.layout, MAX_STOP_IDS),
+        state=state,
+        tables=tables,
         weights=host,
         params={
             name: jax.device_put(host[name].astype(one.dtype), one.sharding)
