@@ -59,6 +59,7 @@ def refusal(compiler: GrammarCompiler, kind: GuideKind, text: str) -> str:
         ("json_schema", '{"$ref": "#/$defs/x"}', "'/$defs/x' does not exist"),
         ("json_schema", '{"type": "string", "pattern": "(?!a)"}', "no look-around"),
         ("json_schema", '{"const": 1, "type": "string"}', "incompatible types"),
+        ("json_schema", '{"type": "integer", "multipleOf": 99991, "minimum": 5}', "too complex"),
         ("json_schema", '{"oneOf": [{"minimum": 1}, {"maximum": 2}]}', "nearest: anyOf"),
     ],
 )
@@ -121,7 +122,8 @@ def test_grammars_are_kept_and_those_used_last_are_kept_longest() -> None:
         compiler.compile(Guide("regex", f"a{number}"))
     second = compiler.compile(Guide("regex", "a1"))
     assert compiler.compile(Guide("regex", "a0")) is first
-    compiler.compile(Guide("regex", "b"))
+    newest = compiler.compile(Guide("regex", "b"))
+    assert compiler.compile(Guide("regex", "b")) is newest
     assert compiler.compile(Guide("regex", "a0")) is first
     assert compiler.compile(Guide("regex", "a1")) is second
     assert len(compiler._grammars) == 32

@@ -49,6 +49,14 @@ def test_a_model_without_end_tokens_ends_by_being_done() -> None:
     assert matcher.done
 
 
+def test_a_complete_text_that_this_vocabulary_cannot_prolong_is_done() -> None:
+    matcher = matcher_of("regex", "a\u00e9?", FakeTokenizer(eos_ids=()))
+    matcher.take(97)
+    assert allowed(matcher) == []
+    assert matcher.done
+    assert matcher.error is None
+
+
 def test_a_token_that_the_mask_forbids_is_an_error_that_stays() -> None:
     matcher = matcher_of("regex", "ab")
     matcher.take(99)

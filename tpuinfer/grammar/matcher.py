@@ -23,7 +23,7 @@ def one_line(message: str) -> str:
 class Matcher:
     """Follows one answer: an `engine.request.Constraint`. Belongs to one thread at a time.
 
-    Once `error` is set it stays, and masks allow the end tokens alone.
+    Once `error` is set it stays, and masks allow the end tokens alone; look at it after each call.
     """
 
     def __init__(self, alphabet: Alphabet, state: "LLMatcher") -> None:
@@ -47,8 +47,8 @@ class Matcher:
     def fill(self, words: NDArray[np.int32]) -> None:
         """Write which tokens may come next: bit i % 32 of words[i // 32] is that of token i.
 
-        At least one bit is set unless `error` is, then or already. Ids that the model scores and
-        the tokenizer cannot spell are never allowed.
+        At least one bit is set, unless the text is `done` or in error and the model has no end
+        token. Ids that the model scores and the tokenizer cannot spell are never allowed.
 
         Args:
           words: one bit a token of the model, rounded up; all of it is overwritten.
