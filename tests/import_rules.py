@@ -30,6 +30,7 @@ WITHIN_A_LEVEL = (
     ("errors", "model_config"),
     ("errors", "platform"),
     ("config", "platform"),
+    ("server", "benchmark"),
 )
 
 
@@ -84,6 +85,8 @@ NO_JAX = (
     "benchmark.steps",
     "benchmark.offline",
     "benchmark.host",
+    "benchmark.serving",
+    "benchmark.clients",
     "benchmark.report",
 )
 

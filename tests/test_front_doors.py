@@ -315,9 +315,11 @@ def test_a_server_answers_and_leaves_on_sigterm(model, answers):
         done = server.result()
     assert choice["text"] == answers[0]["outputs"][0]["text"]
     assert (done.code, done.out) == (0, "")
-    listening, ready = done.err.splitlines()
+    listening, ready, asked = done.err.splitlines()
     assert listening.startswith("listening on http://127.0.0.1:")
     assert ready.endswith("/v1 serves tiny")
+    assert "/v1/completions" in asked
+    assert "hello" not in asked
 
 
 def test_a_server_may_be_stopped_while_it_loads(model, tmp_path):

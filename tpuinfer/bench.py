@@ -1,4 +1,4 @@
-"""`python -m tpuinfer.bench decode|prefill|host|batch`: how fast it is, beside what could be."""
+"""`python -m tpuinfer.bench decode|prefill|batch|host|server`: speed, beside what could be."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from tpuinfer.benchmark import modes, report, subject
 from tpuinfer.benchmark.modes import Options
 from tpuinfer.benchmark.workload import Blank
 from tpuinfer.config import Settings
-from tpuinfer.engine.engine import Tokenizer
+from tpuinfer.engine.accept import Tokenizer
 from tpuinfer.errors import ConfigError
 from tpuinfer.models import sizes
 from tpuinfer.sharding.mesh import DATA, parse_mesh
@@ -35,8 +35,10 @@ _RANDOM_WEIGHTS = flags.DEFINE_string(
 )
 _JSON = flags.DEFINE_string("json", None, "File for the report as JSON; - prints it, and no table.")
 
-_SLOTS = {"decode": 1, "prefill": 1, "host": 64, "batch": 16}
+_SLOTS = {"decode": 1, "prefill": 1, "host": 64, "batch": 16, "server": 64}
 """Mode -> the fewest slots when nobody says how many."""
+
+_ON_HOST = {"host": modes.host, "server": modes.server}
 
 _PROMPTS = {"decode": 32, "prefill": 512}
 
@@ -51,6 +53,7 @@ _UNREAD = {
     "prefill": ("batch", "new-tokens", "requests", "prefill-wait-ms"),
     "batch": ("batch", "prompt-tokens", "new-tokens"),
     "host": (*_OF_WORK, *_OF_DEVICES, *_OF_REQUESTS),
+    "server": ("random-weights", *_OF_WORK, *_OF_DEVICES, *_OF_REQUESTS),
 }
 """Mode -> flags that mean nothing to it; one that is given all the same is refused."""
 
@@ -71,7 +74,8 @@ def main(mode: str) -> None:
         seed=_SEED.value,
     )
     chosen = _settings(mode, options)
-    _show(_host(chosen, options) if mode == "host" else _on_devices(mode, chosen, options))
+    made = _on_host if mode in _ON_HOST else _on_devices
+    _show(made(mode, chosen, options))
 
 
 def _on_devices(mode: str, chosen: Settings, options: Options) -> report.Report:
@@ -90,8 +94,8 @@ def _on_devices(mode: str, chosen: Settings, options: Options) -> report.Report:
     return {"decode": modes.decode, "prefill": modes.prefill}[mode](measured, options)
 
 
-def _host(chosen: Settings, options: Options) -> report.Report:
-    """The host's mode needs the model's vocabulary alone, and no device."""
+def _on_host(mode: str, chosen: Settings, options: Options) -> report.Report:
+    """These modes need the model's vocabulary alone, and no device."""
     tokenizer: Tokenizer
     if _RANDOM_WEIGHTS.value:
         tokenizer = Blank(sizes.find(_RANDOM_WEIGHTS.value)["vocab_size"])
@@ -105,7 +109,7 @@ def _host(chosen: Settings, options: Options) -> report.Report:
             )
         tokenizer = load_tokenizer(path)
     name = _RANDOM_WEIGHTS.value or chosen.model
-    return modes.host(tokenizer, name, chosen.engine().slots, options)
+    return _ON_HOST[mode](tokenizer, name, chosen.engine().slots, options)
 
 
 def _settings(mode: str, options: Options) -> Settings:
@@ -117,7 +121,7 @@ def _settings(mode: str, options: Options) -> Settings:
         shards = dict(parse_mesh(chosen.mesh).axes).get(DATA, 1)
         chosen = dataclasses.replace(chosen, slots=-(-slots // shards) * shards)
     by_slots = "x" in str(chosen.slots)
-    if not (shared.CONTEXT.present or from_file or by_slots or mode == "host"):
+    if not (shared.CONTEXT.present or from_file or by_slots or mode in _ON_HOST):
         tokens = options.prompt_tokens + options.new_tokens
         longest = max(_LEAST_CONTEXT, -(-tokens // _CONTEXT_STEP) * _CONTEXT_STEP)
         chosen = dataclasses.replace(chosen, context=longest)

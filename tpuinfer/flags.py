@@ -20,7 +20,8 @@ from tpuinfer.config import CONTEXT_POLICIES, DTYPES, EngineConfig, Settings, lo
 from tpuinfer.errors import ConfigError, TpuinferError
 
 if TYPE_CHECKING:
-    from tpuinfer.engine.build import Loaded
+    from tpuinfer.engine.build import Loaded, Plan
+    from tpuinfer.engine.encoder import EncoderPlan, LoadedEncoder
 
 _DEFAULT = Settings()
 
@@ -108,43 +109,84 @@ def cache_dir() -> Path | None:
     return Path(CACHE_DIR.value).expanduser() if CACHE_DIR.value else None
 
 
-def load(chosen: Settings, engine: EngineConfig, *, max_waiting: int = 2**31) -> "Loaded":
+def load(chosen: Settings, engine: EngineConfig) -> "Loaded":
     """The engine that the flags ask for, with bars and, where asked, sums and the sharding table.
 
     Raises:
-      TpuinferError: one line that names what is wrong.
+      TpuinferError: one line that names what is wrong; an encoder is refused.
     """
-    from tpuinfer.checkpoint import layout
-    from tpuinfer.engine import build, footprint
-    from tpuinfer.programs import manifest
-    from tpuinfer.sharding import report
+    from tpuinfer.engine import build
 
     with Bars() as progress:
-        plan = build.make_plan(
-            chosen.model,
-            mesh=chosen.mesh,
-            rules=chosen.rules,
-            dtype=chosen.dtype,
-            engine=engine,
+        plan = build.make_plan(chosen.model, **_wanted(chosen, engine, progress))
+        _before_loading(plan, progress)
+        loaded = build.load(
+            plan,
+            chat_template=CHAT_TEMPLATE.value,
+            max_waiting=2**31,
             cache_dir=cache_dir(),
             progress=progress,
         )
-        if VERIFY.value and plan.path is not None:
-            layout.verify(plan.path, progress)
-        if SHOW_SHARDING.value:
-            print(report.render(report.table(plan.placements())), flush=True)
+    _after_loading(loaded)
+    return loaded
+
+
+def load_to_serve(
+    chosen: Settings, engine: EngineConfig, *, max_waiting: int, max_waiting_tokens: int | None
+) -> "Loaded | LoadedEncoder":
+    """As `load`, of an encoder too, and with a bound on who may wait."""
+    from tpuinfer.engine import build, encoder
+
+    with Bars() as progress:
+        plan = build.make_any_plan(chosen.model, **_wanted(chosen, engine, progress))
+        _before_loading(plan, progress)
+        if isinstance(plan, encoder.EncoderPlan):
+            if CHAT_TEMPLATE.value:
+                raise ConfigError(f"chat-template is {CHAT_TEMPLATE.value}: an encoder has no chat")
+            return encoder.load_encoder(plan, cache_dir=cache_dir(), progress=progress)
         loaded = build.load(
             plan,
             chat_template=CHAT_TEMPLATE.value,
             max_waiting=max_waiting,
+            max_waiting_tokens=max_waiting_tokens,
             cache_dir=cache_dir(),
             progress=progress,
         )
+    _after_loading(loaded)
+    return loaded
+
+
+def _wanted(chosen: Settings, engine: EngineConfig, progress: "Watch") -> dict[str, Any]:
+    """What a plan is made of, beside the model."""
+    return {
+        "mesh": chosen.mesh,
+        "rules": chosen.rules,
+        "dtype": chosen.dtype,
+        "engine": engine,
+        "cache_dir": cache_dir(),
+        "progress": progress,
+    }
+
+
+def _before_loading(plan: "Plan | EncoderPlan", progress: "Watch") -> None:
+    from tpuinfer.checkpoint import layout
+    from tpuinfer.sharding import report
+
+    if VERIFY.value and plan.path is not None:
+        layout.verify(plan.path, progress)
+    if SHOW_SHARDING.value:
+        print(report.render(report.table(plan.placements())), flush=True)
+
+
+def _after_loading(loaded: "Loaded") -> None:
+    from tpuinfer.engine import footprint
+    from tpuinfer.programs import manifest
+
     if SHOW_MEMORY.value:
-        print(footprint.render(footprint.shares(plan, loaded.runner.manifest)), flush=True)
+        entries = loaded.runner.manifest
+        print(footprint.render(footprint.shares(loaded.plan, entries)), flush=True)
     if SHOW_PROGRAMS.value:
         print(manifest.render(loaded.runner.manifest), flush=True)
-    return loaded
 
 
 class Bars:

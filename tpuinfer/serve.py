@@ -1,16 +1,33 @@
 """`python -m tpuinfer.serve`: the OpenAI-compatible server."""
 
+import functools
+import importlib.metadata
+import ipaddress
 import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from tpuinfer import flags as shared
-from tpuinfer.server.app import ServerInfo, create_app
+from tpuinfer.dialog.formats import REASONING_PARSERS, TOOL_PARSERS, find_format
+from tpuinfer.errors import ConfigError
+from tpuinfer.server.access import Keys
+from tpuinfer.server.admin import Operations
+from tpuinfer.server.app import ServerOptions, create_app
+from tpuinfer.server.audit import Audit
 from tpuinfer.server.bridge import Bridge
+from tpuinfer.server.info import ServerInfo
 from tpuinfer.server.listen import bind, serve
+from tpuinfer.server.request_log import FORMATS, request_log
+
+if TYPE_CHECKING:
+    from tpuinfer.engine.build import Loaded
+    from tpuinfer.engine.encoder import LoadedEncoder
 
 flags.adopt_module_key_flags(shared)
 
@@ -20,36 +37,178 @@ _NAME = flags.DEFINE_string("served-model-name", None, "Name in the API; default
 _MAX_WAITING = flags.DEFINE_integer(
     "max-waiting", 4096, "Requests that may wait for a slot; more are answered with 503."
 )
+_MAX_WAITING_TOKENS = flags.DEFINE_integer(
+    "max-waiting-tokens", None, "Tokens that their prompts may have in all; default: any number."
+)
+_API_KEY = flags.DEFINE_multi_string(
+    "api-key",
+    [],
+    "A key that opens the API, may be given several times; also $TPUINFER_API_KEY. "
+    "Visible to who lists processes: prefer --api-key-file.",
+)
+_API_KEY_FILE = flags.DEFINE_string("api-key-file", None, "File with API keys, one a line.")
+_ADMIN_KEY_FILE = flags.DEFINE_string(
+    "admin-key-file", None, "File with keys for /admin/ routes, one a line."
+)
+_ADMIN_KEY = flags.DEFINE_multi_string("admin-key", [], "A key for /admin/ routes.")
+_RELOAD_ROOT = flags.DEFINE_string(
+    "reload-root", None, "Folder (or gs:// path) whose checkpoints /admin/reload may take."
+)
+_PROFILE_DIR = flags.DEFINE_string(
+    "profile-dir", None, "Folder for what /admin/profile records; default: no profiles."
+)
+_LOG_FORMAT = flags.DEFINE_enum("log-format", "text", FORMATS, "How requests are logged.")
+_AUDIT_LOG = flags.DEFINE_string(
+    "audit-log", None, "File for one JSON line a request: who, which weights, how many tokens."
+)
+_AUDIT_PROMPTS = flags.DEFINE_bool("audit-prompts", False, "Put prompts in the audit log too.")
+
+_TOOL_PARSER = flags.DEFINE_string(
+    "tool-call-parser",
+    None,
+    f"How the model writes tool calls: {', '.join(TOOL_PARSERS)}; default: by its chat template.",
+)
+_REASONING_PARSER = flags.DEFINE_string(
+    "reasoning-parser",
+    None,
+    f"How it marks reasoning: {', '.join(REASONING_PARSERS)}; default: by its chat template.",
+)
+
+_LIBRARIES = ("tpuinfer", "jax", "jaxlib", "flax", "orbax-checkpoint")
 
 _log = logging.getLogger("tpuinfer.serve")
 
 
+class Server:
+    """What the flags ask for, from the moment its port is taken; the model comes later."""
+
+    def __init__(self) -> None:
+        self.chosen = shared.settings()
+        self.engine = self.chosen.engine()
+        self.name = _NAME.value or self.chosen.model.rstrip("/").rsplit("/", 1)[-1]
+        self.bridge = Bridge(self.name)
+        self.loaded: Loaded | LoadedEncoder | None = None
+        self.ready = threading.Event()
+        if _AUDIT_PROMPTS.value and not _AUDIT_LOG.value:
+            raise ConfigError("audit-prompts is set and audit-log is not: give --audit-log FILE")
+        self.parsers = {
+            "tool_parser": _TOOL_PARSER.value,
+            "reasoning_parser": _REASONING_PARSER.value,
+        }
+        find_format("", {}, **self.parsers)  # a name that is none is known before a model is
+
+    def options(self) -> ServerOptions:
+        """Keys, logs and operations.
+
+        Raises:
+          ConfigError: a file of keys, or the audit log, cannot be used.
+        """
+        own = os.environ.get("TPUINFER_API_KEY")
+        api = [*_API_KEY.value, *_keys_in(_API_KEY_FILE), *([own] if own else [])]
+        keys = Keys(api, [*_ADMIN_KEY.value, *_keys_in(_ADMIN_KEY_FILE)])
+        if not keys.api and not _is_loopback(_HOST.value):
+            _log.warning("no API key: whoever reaches %s may use the server", _HOST.value)
+        notes: list[Any] = []
+        if (note := request_log(_LOG_FORMAT.value)) is not None:
+            notes.append(note)
+        if _AUDIT_LOG.value:
+            decode = self._decode if _AUDIT_PROMPTS.value else None
+            notes.append(Audit(Path(_AUDIT_LOG.value).expanduser(), decode))
+        return ServerOptions(keys, notes, self._operations(), _versions(), **self.parsers)
+
+    def load(self) -> None:
+        """Load the model and hand it to the bridge."""
+        from tpuinfer.engine.encoder import LoadedEncoder
+        from tpuinfer.server.encoding import EncoderThread
+
+        loaded = shared.load_to_serve(
+            self.chosen,
+            self.engine,
+            max_waiting=_MAX_WAITING.value,
+            max_waiting_tokens=_MAX_WAITING_TOKENS.value,
+        )
+        self.loaded = loaded
+        if isinstance(loaded, LoadedEncoder):
+            width, waiting = loaded.plan.config.embed, _MAX_WAITING.value
+            thread = EncoderThread(loaded.embedder, width=width, max_waiting=waiting)
+            self.bridge.attach_encoder(thread, loaded.tokenizer)
+        else:
+            self.bridge.attach(loaded.engine, loaded.tokenizer)
+        self.ready.set()
+
+    def _operations(self) -> Operations:
+        from tpuinfer.engine import profile
+
+        folder = _PROFILE_DIR.value
+        return Operations(
+            weights=self._weights if _RELOAD_ROOT.value else None,
+            profile=functools.partial(profile.record, Path(folder).expanduser())
+            if folder
+            else None,
+        )
+
+    def _weights(self, name: str) -> Any:
+        from tpuinfer.engine import reload
+        from tpuinfer.engine.build import Plan
+
+        root = _RELOAD_ROOT.value
+        assert root is not None, "reloads are off"
+        assert self.loaded is not None, "a server that is not ready takes no weights"
+        plan = self.loaded.plan
+        assert isinstance(plan, Plan), "an encoder's weights stay"
+        return reload.read_weights(plan, reload.below(root, name))
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.bridge.tokenizer.decode(ids, skip_special_tokens=False)
+
+
 def main() -> None:
     """Listen first, then load: probes are answered from the start, requests after warm-up."""
-    chosen = shared.settings()
-    engine = chosen.engine()
     start = time.perf_counter()
-    name = _NAME.value or chosen.model.rstrip("/").rsplit("/", 1)[-1]
-    bridge = Bridge(name)
-    loaded_once = threading.Event()
+    server = Server()
     with bind(_HOST.value, _PORT.value) as listener:
         host, port = listener.getsockname()[:2]
+        name = server.name
         _log.info("listening on http://%s:%d, loading %s", host, port, name)
 
         def load() -> None:
-            loaded = shared.load(chosen, engine, max_waiting=_MAX_WAITING.value)
-            bridge.attach(loaded.engine, loaded.tokenizer)
-            loaded_once.set()
+            server.load()
             seconds = time.perf_counter() - start
             _log.info("ready after %.1f s: http://%s:%d/v1 serves %s", seconds, host, port, name)
 
-        aliases = (chosen.model,) if chosen.model != name else ()
-        app = create_app(bridge, ServerInfo(name, aliases))
-        serve(app, listener, log_level="warning", load=load)
-        if not loaded_once.is_set():
+        aliases = (server.chosen.model,) if server.chosen.model != name else ()
+        app = create_app(server.bridge, ServerInfo(name, aliases), server.options())
+        serve(app, listener, log_level="warning", load=load, bridge=server.bridge)
+        if not server.ready.is_set():
             # Asked to stop while loading: a compile in progress cannot be interrupted, only left.
             logging.shutdown()
             os._exit(0)
+
+
+def _keys_in(flag: flags.FlagHolder[str | None]) -> Sequence[str]:
+    """The lines of the file that a flag names; blank ones and those that begin with # are none."""
+    if flag.value is None:
+        return ()
+    try:
+        lines = Path(flag.value).expanduser().read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"{flag.name} is {flag.value!r}: cannot be read ({reason})") from error
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not keys:
+        raise ConfigError(f"{flag.name} is {flag.value!r}: there is no key in it")
+    return keys
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
 if __name__ == "__main__":

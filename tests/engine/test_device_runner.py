@@ -11,6 +11,8 @@ from windowed import rolls, stops
 
 from tpuinfer.engine.request import MAX_STOP_IDS, TOP_LOGPROBS, SamplingParams
 from tpuinfer.engine.warmup import WarmUp
+from tpuinfer.errors import RequestError
+from tpuinfer.programs.guard import CompileGuard
 from tpuinfer.programs.slots import SlotLayout
 from tpuinfer.testing.drive import GREEDY, run, works
 from tpuinfer.testing.tiny import TINY, tiny
@@ -221,3 +223,37 @@ def test_nothing_is_compiled_after_warm_up(mesh):
             rows = works(runner, list(range(1, length + 1)), slot=slot, params=params, limit=7)
             run(runner, rows, steps=1 + slot)
     assert found == []
+
+
+def test_other_weights_serve_from_the_next_dispatch_without_a_compile(runner):
+    """Whatever was begun goes on with the new ones; then the old ones give the old answer again."""
+    runner.guard = CompileGuard(strict=True)
+    old = tiny(TINY).params
+    (before,) = run(runner, works(runner, PROMPT))
+    runner.update(
+        {name: jax.device_put(np.asarray(x)[::-1], x.sharding) for name, x in old.items()}
+    )
+    (after,) = run(runner, works(runner, PROMPT))
+    assert after.tokens != before.tokens
+    runner.update(old)
+    assert run(runner, works(runner, PROMPT)) == [before]
+    assert runner.recompiles == 0
+
+
+def test_weights_that_do_not_fit_are_refused_and_change_nothing(sharded):
+    old = tiny(TINY, "2x4", buckets=(16,)).params
+    name = "norm.weight"
+    elsewhere = jax.device_put(np.asarray(old[name]), jax.devices()[0])
+    (before,) = run(sharded, works(sharded, PROMPT))
+    for other, words in (
+        ({name: old[name][:-1]}, r"params.norm.weight is f32\[31\], compiled for f32\[32\]"),
+        ({name: old[name].astype(jnp.bfloat16)}, r"is bf16\[32\], compiled for f32\[32\]"),
+        ({name: elsewhere}, "norm.weight is f32"),
+        ({name: np.asarray(old[name])}, "params.norm.weight is not on the mesh"),
+        ({"more": old[name]}, "params.more is Array"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            sharded.update({**old, **other})
+    with pytest.raises(RequestError, match=r"params.norm.weight is missing"):
+        sharded.update({key: x for key, x in old.items() if key != name})
+    assert run(sharded, works(sharded, PROMPT)) == [before]

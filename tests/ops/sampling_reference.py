@@ -7,7 +7,14 @@ from tpuinfer.ops.sampling import SamplingRows
 NEAR = 1e-5
 """A cut that falls closer than this to a boundary may go either way in float32."""
 
-DTYPES = {"top_k": np.int32, "seed": np.uint32, "choice": np.int32, "logprobs": np.int32}
+DTYPES = {
+    "top_k": np.int32,
+    "seed": np.uint32,
+    "choice": np.int32,
+    "logprobs": np.int32,
+    "biased": np.bool_,
+    "constrained": np.bool_,
+}
 
 
 def rows(count, *, seed=0, **fields):
@@ -20,6 +27,11 @@ def rows(count, *, seed=0, **fields):
         "seed": seed,
         "choice": 0,
         "logprobs": -1,
+        "repetition": 1.0,
+        "presence": 0.0,
+        "frequency": 0.0,
+        "biased": False,
+        "constrained": False,
         **fields,
     }
     return SamplingRows(

@@ -4,7 +4,8 @@ import math
 import re
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.+?) ([\w\-]+)\((?!\))")
-_ARRAY = re.compile(r"\w+\[([\d,]+)\]")
+_ARRAY = re.compile(r"\bb?f\d+\[([\d,]+)\]")
+"""Of floats only: rings hold nothing else, and some array of integers may be as large."""
 
 IN_PLACE = {"parameter", "get-tuple-element", "bitcast", "scatter", "fusion"}
 """Opcodes that hand a ring on. What a fusion does stands on lines of its own, and is judged too."""

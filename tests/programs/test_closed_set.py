@@ -38,20 +38,20 @@ def test_a_narrow_decode_saves_at_least_half():
 
 def test_the_widest_prefill_comes_first_and_what_others_check_last():
     """`WarmUp` compares programs of several rows, and narrow decodes, with what is there."""
-    assert list(tiny(TINY).specs) == ["prefill_1x16", "prefill_1x8", "decode"]
+    assert list(tiny(TINY).specs) == ["mask", "bias", "prefill_1x16", "prefill_1x8", "decode"]
     mixed = tiny(TINY, slots="8x48", rows=(1, 4), narrow=(4,))
     prefills = ["prefill_1x16", "prefill_1x8", "prefill_4x16", "prefill_4x8"]
-    assert list(mixed.specs) == [*prefills, "decode", "decode_4"]
+    assert list(mixed.specs) == ["mask", "bias", *prefills, "decode", "decode_4"]
 
 
 def test_ring_classes_and_policies_ask_for_no_more_programs():
-    names = ["prefill_1x64", "prefill_4x64", "decode"]
+    names = ["mask", "bias", "prefill_1x64", "prefill_4x64", "decode"]
     assert list(stops().specs) == list(rolls().specs) == [*names, "decode_4"]
     assert list(rolls("2x4").specs) == [*names, "decode_2"]
 
 
 def test_shapes_count_all_data_shards():
     specs = rolls("2x4").specs
-    assert specs["prefill_4x64"].arguments[2].tokens.shape == (8, 64)
-    assert [x.shape for x in specs["decode"].arguments[2:]] == [(), (14,)]
-    assert [x.shape for x in specs["decode_2"].arguments[2:]] == [(), (14,), (4,)]
+    assert specs["prefill_4x64"].arguments[3].tokens.shape == (8, 64)
+    assert [x.shape for x in specs["decode"].arguments[3:]] == [(14,)]
+    assert [x.shape for x in specs["decode_2"].arguments[3:]] == [(14,), (4,)]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,16 @@ def test_no_ring_is_copied(model, name):
     model = MODELS[model]()
     hlo = model.programs[name].call.as_text()
     assert [copy for size in set(local_rings(model)) for copy in ring_copies(hlo, size)] == []
+
+
+@PROGRAMS
+def test_counts_of_tokens_are_neither_copied_nor_sent(model, name):
+    """[B, V] on every device: in place, and no device waits for another's."""
+    model = MODELS[model]()
+    rows, vocab = model.state.counts.shape
+    made = re.compile(rf"= s32\[{rows},{vocab}\]\S* (copy|all-|collective-|reduce-scatter)")
+    assert made.findall(model.programs[name].call.as_text()) == []
+    assert made.findall(f"  %c = s32[{rows},{vocab}]{{1,0}} copy(%p)") == ["copy"]
 
 
 @PROGRAMS
@@ -134,15 +145,15 @@ def test_the_set_is_closed():
 def test_other_shapes_are_refused_not_compiled():
     model = MODELS["1"]()
     decode = model.programs["decode"].call
-    state, active = zeros(model.state), np.zeros(4, bool)
+    state, tables, quotas = zeros(model.state), zeros(model.tables), np.zeros(4, np.int32)
     with pytest.raises(TypeError, match="compiled"):
-        decode(model.params, state, np.int32(1), np.zeros(5, bool))
+        decode(model.params, state, tables, np.zeros(5, np.int32))
     with pytest.raises(TypeError, match="compiled"):
-        decode(model.params, state, np.float32(1), active)
+        decode(model.params, state, tables, np.zeros(4, np.float32))
     longer = dataclasses.replace(state, stops=jnp.zeros((4, 99), jnp.int32))
     with pytest.raises(TypeError, match="compiled"):
-        decode(model.params, longer, np.int32(1), active)
-    decode(model.params, state, np.int32(1), active)
+        decode(model.params, longer, tables, quotas)
+    decode(model.params, state, tables, quotas)
 
 
 def test_programs_are_ready_in_order_and_counted():

@@ -56,6 +56,11 @@ def test_the_noise_of_a_token_is_that_of_its_position():
         seed=np.uint32((2**32 - 5) * one),
         choice=np.int32(3 * one),
         logprobs=np.int32(-one),
+        repetition=np.float32(one),
+        presence=np.float32(0 * one),
+        frequency=np.float32(0 * one),
+        biased=one < 0,
+        constrained=one < 0,
     )
     positions = np.arange(len(prompt), len(prompt) + len(logits), dtype=np.int32)
     assert answer.tokens == sample(jnp.asarray(logits, "float32"), rows, positions).tokens.tolist()
@@ -109,10 +114,10 @@ def test_rows_end_one_by_one_while_others_go_on():
     first = [works(runner, PROMPTS[0], slot=0, limit=3), works(runner, PROMPTS[1], slot=1, limit=6)]
     for work in (chunk for row in first for chunk in row):
         runner.prefill([work])
-    result = runner.decode(4, [0, 1]).result()
+    result = runner.decode(4, {0: 4, 1: 4}).result()
     assert (result.tokens[:, :2] >= 0).tolist() == [[True, True]] * 2 + [[False, True]] * 2
     assert (result.tokens[:, 2:] == -1).all()
-    result = runner.decode(4, [0, 1]).result()
+    result = runner.decode(4, {0: 4, 1: 4}).result()
     assert (result.tokens[:, 1] >= 0).tolist() == [True, False, False, False]
 
 
@@ -122,9 +127,9 @@ def test_a_slot_that_is_not_wanted_is_dead_until_it_is_opened_again():
     for slot, prompt in ((0, PROMPTS[3][:16]), (1, PROMPTS[2])):
         (work,) = works(runner, prompt, slot=slot)
         runner.prefill([work])
-    without = runner.decode(2, [1]).result().tokens[:2]
+    without = runner.decode(2, {1: 2}).result().tokens[:2]
     assert (without[:, :2] >= 0).tolist() == [[False, True]] * 2
-    again = runner.decode(2, [0, 1]).result().tokens[:2]
+    again = runner.decode(2, {0: 2, 1: 2}).result().tokens[:2]
     assert (again[:, :2] >= 0).tolist() == [[False, True]] * 2
     assert again[:, 1].tolist() == whole.tokens[3:5]
     assert run(runner, works(runner, PROMPTS[2], slot=0)) == [whole]
@@ -134,7 +139,7 @@ def test_a_call_with_nobody_changes_no_slot():
     model = tiny(TINY)
     runner = model.runner(poisoned())
     before = jax.tree.map(np.asarray, runner._state)
-    result = runner.decode(4, []).result()
+    result = runner.decode(4, {}).result()
     assert (result.tokens == -1).all()
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, runner._state), before)
 

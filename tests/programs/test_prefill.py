@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from tpuinfer.engine import inputs
 from tpuinfer.engine.request import MAX_STOP_IDS
 from tpuinfer.programs.closed_set import prefill_name
 from tpuinfer.programs.output import unpack
-from tpuinfer.programs.prefill import abstract_input
+from tpuinfer.programs.slots import SlotLayout
 from tpuinfer.programs.state import zeros
 from tpuinfer.testing import reference
 from tpuinfer.testing.tiny import TINY, tiny
@@ -18,12 +19,8 @@ PROMPT = [3, 99, 7, 11, 2, 64, 5, 8, 13, 21, 34, 55, 89, 17, 6, 44]
 
 
 def idle_input(rows, width):
-    given = jax.tree.map(
-        lambda x: np.zeros(x.shape, x.dtype), abstract_input(rows, width, MAX_STOP_IDS)
-    )
-    given.sampling.top_p[:] = 1
+    given = inputs.idle_input(SlotLayout((rows,), (width,)), rows, width)
     given.sampling.logprobs[:] = 0
-    given.stops[:] = -1
     return given
 
 
@@ -52,14 +49,18 @@ def marked_state(model):
     return jax.tree.map(fresh, state)
 
 
+def no_tables(model):
+    return zeros(model.tables)
+
+
 def call(model, given, state=None):
     """The state after it, and the tokens [R] with their log-probabilities [R]."""
     rows, width = given.tokens.shape
     program = model.programs[prefill_name(rows // model.plan.slots.shards, width)]
     state = marked_state(model) if state is None else state
-    after, out = program.call(model.params, state, given)
-    assert out.packed.shape == (1, rows, 2)
-    tokens, logprobs, _, _ = unpack(np.asarray(out.packed), None)
+    after, out = program.call(model.params, state, no_tables(model), given)
+    assert out.first.packed.shape == (1, rows, 2)
+    tokens, logprobs, _, _ = unpack(np.asarray(out.first.packed), None)
     return jax.tree.map(np.asarray, after), tokens[0], logprobs[0]
 
 
@@ -179,7 +180,7 @@ def test_a_chunk_that_starts_later_reads_what_is_there():
         fill(first, 0, opening, slot=3, last=False)
         fill(second, 0, PROMPT[:2], slot=3, start=16)
         state = zeros(model.state)
-        state, _ = model.programs["prefill_1x16"].call(model.params, state, first)
+        state, _ = model.programs["prefill_1x16"].call(model.params, state, no_tables(model), first)
         _, tokens, logprobs = call(model, second, state)
         expected, logprob = first_token(opening + PROMPT[:2])
         assert tokens.tolist() == [expected]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tpuinfer.ops.sampling import SamplingRows
+from tpuinfer.ops.steering import penalised
 from tpuinfer.programs.rows import asking, pad_rows, unpad_rows
 
 
@@ -34,9 +35,15 @@ def test_enough_rows_are_left_as_they_are():
 
 def test_rows_that_are_not_live_ask_for_nothing():
     given = SamplingRows(
-        *(jnp.full(2, value) for value in (0.5, 0.9, 0.1, 3, 7, 1)), logprobs=jnp.array([0, 20])
+        *(jnp.full(2, value) for value in (0.5, 0.9, 0.1, 3, 7, 1)),
+        logprobs=jnp.array([0, 20]),
+        **{name: jnp.full(2, 0.3) for name in ("repetition", "presence", "frequency")},
+        biased=jnp.array([True, True]),
+        constrained=jnp.array([True, True]),
     )
     found = asking(given, jnp.array([False, True]))
+    assert penalised(found).tolist() == found.biased.tolist() == [False, True]
+    assert found.constrained.tolist() == [False, True]
     assert found.temperature.tolist() == [0, 0.5]
     assert found.logprobs.tolist() == [-1, 20]
     assert found.seed.tolist() == [7, 7]

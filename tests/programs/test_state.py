@@ -15,13 +15,14 @@ RINGS = (
 
 
 def test_shapes_by_hand():
-    state = abstract_state(RINGS, tiny(TINY).layout, 5)
+    state = abstract_state(RINGS, tiny(TINY).layout, vocab=97, max_stop_ids=5)
     for rings, specs in zip(state.rings, RINGS, strict=True):
         for ring, spec in zip(rings, specs, strict=True):
             assert ring.keys.shape == ring.values.shape == spec.shape
             assert str(ring.keys.dtype) == str(ring.values.dtype) == spec.dtype
             assert (ring.window, ring.sinks) == (spec.window, spec.sinks)
     assert state.stops.shape == (6, 5)
+    assert state.counts.shape == (6, 97)
     vectors = {
         (leaf.shape, str(leaf.dtype))
         for leaf in jax.tree.leaves((state.token, state.position, state.remaining, state.live))

@@ -141,7 +141,9 @@ def test_a_narrow_decode_gives_the_bits_of_the_full_one(make):
             params = HOT if slot % 2 else ALL
             (work,) = works(runner, prompt_of(size, slot), slot=slot, params=params, limit=11)
             runner.prefill([work])
-        results = [runner.decode(n, order, rows).result() for n, order in schedule(slots)]
+        results = [
+            runner.decode(n, dict.fromkeys(order, n), rows).result() for n, order in schedule(slots)
+        ]
         found.append(([bits(one, slots) for one in results], runner._state))
     assert found[0][0] == found[1][0]
     tokens = np.concatenate([one.tokens[:, slots] for one in results])
@@ -165,7 +167,7 @@ def test_the_class_of_a_slot_changes_no_bit(make):
         rows = works(runner, prompt_of(14), slot=slot, params=ALL, limit=18)
         results = [
             runner.prefill(rows).result(),
-            *(runner.decode(4, [slot], 0).result() for _ in range(5)),
+            *(runner.decode(4, {slot: 4}, 0).result() for _ in range(5)),
         ]
         found.append([bits(one, [slot]) for one in results])
     assert {model.plan.slots.class_of(slot) for slot in (0, -1)} == {0, 1}
@@ -181,12 +183,12 @@ def test_a_slot_that_a_narrow_decode_does_not_name_is_dead(make):
         runner.prefill([work])
     kept, dropped = slots[:1], slots[1:]
     before = jax.tree.map(np.array, runner._state.rings)
-    result = runner.decode(1, kept).result()
+    result = runner.decode(1, dict.fromkeys(kept, 1)).result()
     assert np.flatnonzero(result.tokens[0] >= 0).tolist() == kept
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(runner._state.rings), strict=True):
         changed = (np.asarray(new) != old) & ~(np.isnan(new) & np.isnan(old))
         assert changed.sum() in (0, old.shape[1] * old.shape[3])
-    assert (runner.decode(1, slots, 0).result().tokens[0, dropped] == -1).all()
+    assert (runner.decode(1, dict.fromkeys(slots, 1), 0).result().tokens[0, dropped] == -1).all()
 
 
 def test_greedy_rows_beside_others_keep_their_bits():

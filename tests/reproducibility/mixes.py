@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
 from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.request import Delta, Request, SamplingParams
@@ -32,6 +33,8 @@ class Record(NamedTuple):
       tokens: ids. end: finish reason and stop reason.
       logprobs: the float32 bytes of the tokens' log-probabilities.
       top: the alternatives to each token: their ids, and the float32 bytes.
+      prompt: of each token of the prompt behind the first, if it asked: the ids of its
+        alternatives, and the float32 bytes of its own log-probability and theirs.
       chunks: how the prompt was cut on its way into the runner.
     """
 
@@ -39,6 +42,7 @@ class Record(NamedTuple):
     end: tuple[str | None, str | int | None]
     logprobs: bytes
     top: tuple[tuple[tuple[int, ...], bytes], ...]
+    prompt: tuple[tuple[tuple[int, ...], bytes], ...]
     chunks: tuple[Chunk, ...]
 
 
@@ -51,6 +55,7 @@ class Traffic:
       chunks: how its prompt was cut.
       prefills: prompts in each prefill. decodes: slots in each decode.
       aborted: how many requests were, while they lived.
+      masks: how many were sent. waits: decodes in which some row stood still.
     """
 
     slots: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -58,6 +63,8 @@ class Traffic:
     prefills: list[int] = field(default_factory=list)
     decodes: list[int] = field(default_factory=list)
     aborted: int = 0
+    masks: int = 0
+    waits: int = 0
 
 
 class Watched:
@@ -66,7 +73,7 @@ class Watched:
     def __init__(self, runner: Runner) -> None:
         self.traffic = Traffic()
         self.layout, self.rolls = runner.layout, runner.rolls
-        self.chunk, self.buckets = runner.chunk, runner.buckets
+        self.chunk, self.buckets, self.vocab = runner.chunk, runner.buckets, runner.vocab
         self._runner = runner
 
     @property
@@ -86,9 +93,37 @@ class Watched:
         self.traffic.prefills.append(len(work))
         return self._runner.prefill(work)
 
-    def decode(self, steps: int, active: Sequence[int]) -> Pending:
-        self.traffic.decodes.append(len(active))
-        return self._runner.decode(steps, active)
+    def decode(self, steps: int, quotas: Mapping[int, int]) -> Pending:
+        self.traffic.decodes.append(len(quotas))
+        self.traffic.waits += 0 in quotas.values()
+        return self._runner.decode(steps, quotas)
+
+    def constrain(self, masks: Mapping[int, NDArray[np.int32]]) -> None:
+        self.traffic.masks += len(masks)
+        self._runner.constrain(masks)
+
+    def update(self, params: Any) -> None:
+        self._runner.update(params)
+
+
+class Walk:
+    """A constraint made by hand: after token t only those a square number further on may come.
+
+    It depends on every token that was picked, so a mask for another step or slot shows.
+    """
+
+    done, error = False, None
+
+    def __init__(self, first: int, vocab: int) -> None:
+        self._last, self._vocab = first, vocab
+
+    def fill(self, words: NDArray[np.int32]) -> None:
+        near = {(self._last + n * n) % (self._vocab - 1) + 1 for n in range(1, 8)}
+        bits = np.isin(np.arange(len(words) * 32), [*near])
+        words[:] = np.packbits(bits, bitorder="little").view(np.int32)
+
+    def take(self, token: int) -> None:
+        self._last = token
 
 
 def ask(
@@ -109,7 +144,30 @@ def ask(
         logprobs=LOGPROBS[chance.randrange(4)],
     )
     prompt = chance.choices(range(1, vocab), k=size)
+    params = dataclasses.replace(params, **_steering(number, chance, vocab, params.max_tokens or 1))
     return Request(f"r{number}", prompt, params, choice=number % 2)
+
+
+def _steering(number: int, chance: random.Random, vocab: int, most: int) -> dict[str, Any]:
+    """What half of the requests ask for beside: nothing, one thing or several."""
+    if number % 2:
+        return {}
+    fields: dict[str, Any] = {
+        "repetition_penalty": chance.choice([0.7, 1.3]),
+        "presence_penalty": chance.choice([-1.0, 0.6]),
+        "frequency_penalty": chance.choice([-0.5, 0.4]),
+        "logit_bias": {chance.randrange(vocab): chance.uniform(-9, 9) for _ in range(5)},
+        "min_tokens": chance.randint(1, most),
+        "prompt_logprobs": chance.choice([0, 5, 20]),
+    }
+    return {name: value for name, value in fields.items() if chance.random() < 0.4}
+
+
+def guided(request: Request, vocab: int) -> Request:
+    """Each sixth request is constrained; a constraint goes along with one answer, so it is new."""
+    if int(request.request_id[1:]) % 6 != 1:
+        return request
+    return dataclasses.replace(request, constraint=Walk(request.prompt_token_ids[-1], vocab))
 
 
 def key(request: Request) -> tuple[int, int]:
@@ -139,7 +197,7 @@ def serve(
     deltas: dict[str, list[Delta]] = {one.request_id: [] for one in waiting}
     while waiting or engine.has_work:
         while waiting and (chance is None or chance.random() < 0.8):
-            engine.add(waiting.pop(0))
+            engine.add(guided(waiting.pop(0), runner.vocab))
         if chance and fated and chance.random() < 0.3:
             watched.traffic.aborted += engine.abort(chance.choice(fated))
         for delta in engine.step():
@@ -159,7 +217,17 @@ def _record(deltas: list[Delta], chunks: list[Chunk]) -> Record:
         end=(deltas[-1].finish_reason, deltas[-1].stop_reason),
         logprobs=np.array(logprobs, np.float32).tobytes(),
         top=tuple((tuple(one), np.array([*one.values()], np.float32).tobytes()) for one in top),
+        prompt=_prompt(deltas[0]),
         chunks=tuple(chunks),
+    )
+
+
+def _prompt(first: Delta) -> tuple[tuple[tuple[int, ...], bytes], ...]:
+    own = (first.prompt_logprobs or [])[1:]
+    tops = (first.prompt_top_logprobs or [])[1:] or [{}] * len(own)
+    return tuple(
+        (tuple(top or {}), np.array([value, *(top or {}).values()], np.float32).tobytes())
+        for value, top in zip(own, tops, strict=True)
     )
 
 
@@ -189,6 +257,7 @@ def serve_alone(
         own, seen = serve(runner, [request], tokenizer=tokenizer_of(model))
         answers |= own
         traffic.slots |= seen.slots
+        traffic.masks += seen.masks
     return answers, traffic
 
 
@@ -230,11 +299,11 @@ def junk_in_padding(programs: Mapping[str, Program], seed: int) -> dict[str, Pro
     """The same programs, but the tokens of a prefill that nobody asked for are random."""
     random_ids = np.random.default_rng(seed)
 
-    def junked(call: Any, params: Any, state: Any, given: Any) -> Any:
+    def junked(call: Any, params: Any, state: Any, tables: Any, given: Any) -> Any:
         padding = np.arange(given.tokens.shape[1])[None, :] >= given.length[:, None]
         junk = random_ids.integers(1, 64, given.tokens.shape, np.int32)
         tokens = np.where(padding, junk, given.tokens)
-        return call(params, state, dataclasses.replace(given, tokens=tokens))
+        return call(params, state, tables, dataclasses.replace(given, tokens=tokens))
 
     return {
         name: dataclasses.replace(program, call=functools.partial(junked, program.call))

@@ -8,9 +8,18 @@ import pytest
 from configurations import MODELS
 from mixes import Record, Traffic, ask, differences, key, serve_alone, serve_mixed
 
-from tpuinfer.engine.request import Request
+from tpuinfer.engine.request import Request, SamplingParams
 
 COUNT = 50
+
+STEERING = (
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "min_tokens",
+    "prompt_logprobs",
+)
 
 
 def requests_for(name: str) -> tuple[list[Request], list[Request]]:
@@ -49,6 +58,7 @@ def assert_it_was_a_mix(slots: int, asked: list[Request], seen: Traffic, traffic
     moved = sum(traffic.slots[name] != seen.slots[name] for name in names)
     assert moved > COUNT // 3
     assert traffic.aborted > 1
+    assert traffic.waits > 1
 
 
 def test_the_requests_are_of_every_kind() -> None:
@@ -62,6 +72,11 @@ def test_the_requests_are_of_every_kind() -> None:
         for free, field in ((0, "top_k"), (1, "top_p"), (0, "min_p"), ((), "stop_token_ids")):
             hot = [one for one in params if one.temperature > 0]
             assert any(getattr(one, field) != free for one in hot), field
+        plain = SamplingParams()
+        for field in STEERING:
+            assert any(getattr(one, field) != getattr(plain, field) for one in params), field
+        assert any(record.prompt for record in records)
+        assert alone(name)[1].masks > 9
         assert {"stop", "length"} == {record.end[0] for record in records}
         assert max(len(record.chunks) for record in records) > 1
         assert any(record.top for record in records)
@@ -80,13 +95,14 @@ def test_rows_roll_beyond_their_rings() -> None:
 
 def test_a_difference_is_seen_in_every_part() -> None:
     """The detector itself: one bit, one id, one chunk."""
-    one = Record((3, 4), ("stop", 4), b"12345678", (((3, 5), b"12345678"),), ())
+    one = Record((3, 4), ("stop", 4), b"12345678", (((3, 5), b"12345678"),), (), ())
     assert differences({"r": one}, {"r": one}) == []
     for part, other, at in [
         ("tokens", (3, 5), 1),
         ("end", ("length", None), 0),
         ("logprobs", b"12345679", 7),
         ("top", (((3, 5), b"12345679"),), 0),
+        ("prompt", (((3,), b"1234"),), "the end"),
         ("chunks", ((0, 2, 16),), "the end"),
     ]:
         values: dict[str, Any] = {**one._asdict(), part: other}

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from served import MODEL, fake_engine
 from starlette.testclient import TestClient
+from wired import Wired
 
 from tpuinfer.engine.engine import Engine
-from tpuinfer.server.app import ServerInfo, create_app
+from tpuinfer.server.app import create_app
 from tpuinfer.server.bridge import Bridge
+from tpuinfer.server.info import ServerInfo
 from tpuinfer.testing.fake import FakeTokenizer
 
 JSON = {"Content-Type": "application/json"}
@@ -58,3 +60,10 @@ def complete(client: TestClient) -> Callable[..., Any]:
         return client.post("/v1/completions", content=json.dumps(body), headers=JSON)
 
     return post
+
+
+@pytest.fixture
+def uvicorn_server(bridge: Bridge) -> Iterator[Wired]:
+    wired = Wired(create_app(bridge, ServerInfo(MODEL)))
+    yield wired
+    wired.stop()

@@ -3,8 +3,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from served import MODEL
 from starlette.testclient import TestClient
 
-from tpuinfer.server.app import ServerInfo, create_app
+from tpuinfer.server.app import create_app
 from tpuinfer.server.bridge import Bridge
+from tpuinfer.server.info import ServerInfo
 
 
 def samples(client):
@@ -18,44 +19,70 @@ def samples(client):
 
 def test_the_engine_in_numbers(client, complete):
     before = samples(client)
-    assert before["tpuinfer_generation_tokens_total",] == 0
+    assert before["tpuinfer:generation_tokens_total",] == 0
     complete(max_tokens=5)
     complete("\x7e")
     after = samples(client)
-    assert after["tpuinfer_ready",] == 1
-    assert after["tpuinfer_slots",] == 4
-    assert after["tpuinfer_running",] == after["tpuinfer_waiting",] == 0
-    assert after["tpuinfer_prompt_tokens_total",] == 4
-    assert after["tpuinfer_generation_tokens_total",] == 7
-    assert after["tpuinfer_requests_finished_total", "length"] == 1
-    assert after["tpuinfer_requests_finished_total", "stop"] == 1
-    assert after["tpuinfer_steps_total",] > 0
-    assert after["tpuinfer_recompiles_total",] == 0
-    assert after["tpuinfer_decode_rows_total",] == 4 + 2  # one was on its way at the end token
-    assert after["tpuinfer_decode_slots_total",] == 4 * 6
+    assert after["tpuinfer:ready",] == 1
+    assert after["tpuinfer:slots",] == 4
+    assert after["tpuinfer:num_requests_running",] == after["tpuinfer:num_requests_waiting",] == 0
+    assert after["tpuinfer:prompt_tokens_total",] == 4
+    assert after["tpuinfer:generation_tokens_total",] == 7
+    assert after["tpuinfer:request_success_total", "length"] == 1
+    assert after["tpuinfer:request_success_total", "stop"] == 1
+    assert after["tpuinfer:request_aborts_total",] == 0
+    assert after["tpuinfer:ring_capacity_tokens",] == 4 * 64
+    assert after["tpuinfer:kv_cache_usage_perc",] == 0
+    assert after["tpuinfer:steps_total",] > 0
+    assert after["tpuinfer:recompiles_total",] == 0
+    assert after["tpuinfer:decode_rows_total",] == 4 + 2  # one was on its way at the end token
+    assert after["tpuinfer:decode_slots_total",] == 4 * 6
+
+
+def test_http_requests_are_counted_by_route(client, complete):
+    complete(max_tokens=1)
+    complete(model="other")
+    client.get("/no/such/path")
+    after = samples(client)
+    counted = "tpuinfer:http_requests_total"
+    assert after[counted, "POST", "/v1/completions", "200"] == 1
+    assert after[counted, "POST", "/v1/completions", "404"] == 1
+    assert after[counted, "any", "none", "404"] == 1
+    assert after["tpuinfer:errors_total", "model_not_found"] == 1
+    assert after["tpuinfer:errors_total", "not_found"] == 1
 
 
 def test_a_recompile_is_seen(engine, client, complete):
     engine.runner.recompiles = 3
     complete()
-    assert samples(client)["tpuinfer_recompiles_total",] == 3
+    assert samples(client)["tpuinfer:recompiles_total",] == 3
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("time_to_first_token", 2), ("queue", 2), ("inter_token", 4)]
+    ("name", "count"),
+    [
+        ("time_to_first_token_seconds", 2),
+        ("request_queue_time_seconds", 2),
+        ("inter_token_latency_seconds", 4),
+        ("e2e_request_latency_seconds", 2),
+        ("request_prefill_time_seconds", 2),
+        ("request_decode_time_seconds", 2),
+        ("request_prompt_tokens", 2),
+        ("request_generation_tokens", 2),
+    ],
 )
 def test_histograms_end_in_infinity(client, complete, name, count):
     complete(["a", "b"], max_tokens=3)
     after = samples(client)
-    assert after[f"tpuinfer_{name}_seconds_count",] == count
-    assert after[f"tpuinfer_{name}_seconds_bucket", "+Inf"] == count
-    assert 0 < after[f"tpuinfer_{name}_seconds_sum",] < 5
+    assert after[f"tpuinfer:{name}_count",] == count
+    assert after[f"tpuinfer:{name}_bucket", "+Inf"] == count
+    assert 0 < after[f"tpuinfer:{name}_sum",] < 10
 
 
 def test_before_the_engine_there_is_only_readiness():
     with TestClient(create_app(Bridge(MODEL), ServerInfo(MODEL))) as client:
-        assert samples(client) == {("tpuinfer_ready",): 0}
+        assert samples(client) == {("tpuinfer:ready",): 0}
 
 
 def test_no_metrics_but_ours(client):
-    assert all(name.startswith("tpuinfer_") for name, *_ in samples(client))
+    assert all(name.startswith("tpuinfer:") for name, *_ in samples(client))

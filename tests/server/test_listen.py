@@ -8,13 +8,15 @@ import urllib.request
 import pytest
 from served import MODEL
 
-from tpuinfer.server.app import ServerInfo, create_app
+from tpuinfer.server.app import create_app
 from tpuinfer.server.bridge import Bridge
 from tpuinfer.server.failures import ListenError
+from tpuinfer.server.info import ServerInfo
 from tpuinfer.server.listen import bind, serve
 
 PROGRAM = """
-from tpuinfer.server.app import ServerInfo, create_app
+from tpuinfer.server.app import create_app
+from tpuinfer.server.info import ServerInfo
 from tpuinfer.server.bridge import Bridge
 from tpuinfer.server.listen import bind, serve
 

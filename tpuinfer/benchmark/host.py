@@ -2,10 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tpuinfer.engine.engine import Engine, Tokenizer
+from tpuinfer.engine.accept import Tokenizer
+from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.request import Request, SamplingParams
 from tpuinfer.engine.runner import PrefillWork, StepTokens
 from tpuinfer.programs.slots import SlotLayout
@@ -28,7 +31,7 @@ class EchoRunner:
     def __init__(self, slots: int, vocab: int, capacity: int) -> None:
         self.layout = SlotLayout((slots,), (capacity,))
         self.prefill_rows: Mapping[int, int] = {_CHUNK: slots}
-        self._vocab = vocab
+        self.vocab = vocab
         self._ids = np.arange(slots, dtype=np.int32) * 7919 % vocab
         self._logprobs = np.zeros((1, slots), np.float32)
 
@@ -39,13 +42,19 @@ class EchoRunner:
                 tokens[0, item.slot] = self._ids[item.slot]
         return Echo(StepTokens(tokens, self._logprobs))
 
-    def decode(self, steps: int, active: Sequence[int]) -> "Echo":
+    def decode(self, steps: int, quotas: Mapping[int, int]) -> "Echo":
         tokens = np.full((steps, self.layout.slots), -1, np.int32)
-        columns = list(active)
+        columns = list(quotas)
         for row in range(steps):
-            self._ids = (self._ids + 1) % self._vocab
+            self._ids = (self._ids + 1) % self.vocab
             tokens[row, columns] = self._ids[columns]
         return Echo(StepTokens(tokens, np.broadcast_to(self._logprobs, tokens.shape)))
+
+    def constrain(self, masks: Mapping[int, NDArray[np.int32]]) -> None:
+        """Nobody here is constrained."""
+
+    def update(self, params: Any) -> None:
+        """There are no weights."""
 
 
 class Echo:

@@ -10,11 +10,18 @@ from tpuinfer.benchmark import offline, report, rounds, steps, workload
 from tpuinfer.benchmark.bounds import Cost
 from tpuinfer.benchmark.report import Report, Row
 from tpuinfer.benchmark.subject import Subject
-from tpuinfer.engine.engine import Engine, Tokenizer
+from tpuinfer.engine.accept import Tokenizer
+from tpuinfer.engine.engine import Engine
 from tpuinfer.errors import ConfigError
 
 HOST_GOAL_MS = 0.5
 """What one engine step may take on the host with 64 slots streaming."""
+
+SERVER_GOAL = 30_000
+"""Server-sent events a second that 64 streaming clients should get together."""
+
+_STREAMED = 400
+"""Tokens that each client streams in a round."""
 
 _PREFILLS = 2
 """Timed prefills in a round."""
@@ -156,6 +163,36 @@ def host(tokenizer: Tokenizer, name: str, slots: int, options: Options) -> Repor
         {"slots": slots, "rounds": options.rounds, "steps_per_round": _HOST_STEPS},
         [row],
         [f"p99 {report.number(p99)} ms; the goal is a median under {HOST_GOAL_MS} ms"],
+    )
+
+
+def server(tokenizer: Tokenizer, name: str, slots: int, options: Options) -> Report:
+    """Milliseconds for clients, one a slot, to stream an answer each, the device faked."""
+    from tpuinfer.benchmark import serving  # the other modes need no web server
+
+    heard: list[serving.Streamed] = []
+
+    def ours() -> list[float]:
+        heard.append(serving.stream(port, clients=slots, tokens=_STREAMED))
+        return [1e3 * heard[-1].seconds]
+
+    with serving.server(tokenizer, slots=slots, context=_STREAMED + 16) as port:
+        outcome = rounds.alternate(ours, None, options.rounds)
+    events = heard[-1].events
+    figure, case = f"{slots} clients stream", {"clients": slots, "events": events}
+    goal = 1e3 * events / SERVER_GOAL
+    row = report.row(figure, case, outcome, tokens=events, bound=goal, bound_by="goal")
+    each = [1e6 * one.cpu_seconds / one.events for one in heard[1:]]
+    return Report(
+        "server",
+        {"platform": "host", "cpus": os.cpu_count(), "python": platform.python_version()},
+        {"name": name, "vocabulary": tokenizer.vocab_size},
+        {"clients": slots, "rounds": options.rounds, "tokens_per_client": _STREAMED},
+        [row],
+        [
+            f"{report.number(rounds.spread(each).median)} us of the server's CPU time for each "
+            f"event (tok/s: events/s; the goal is {SERVER_GOAL}), clients on the same cores"
+        ],
     )
 
 

@@ -59,10 +59,11 @@ def decode_round(
     slots = pick_slots(runner.layout, live, len(prompt) + new_tokens)
     for slot in slots:
         _prefilled(runner, prompt, slot, limit=new_tokens)
+    quotas = dict.fromkeys(slots, steps)
     stamps = [time.perf_counter()]
-    pending = runner.decode(steps, slots)
+    pending = runner.decode(steps, quotas)
     for _ in range(dispatches - 1):
-        following = runner.decode(steps, slots)
+        following = runner.decode(steps, quotas)
         pending.result()
         stamps.append(time.perf_counter())
         pending = following

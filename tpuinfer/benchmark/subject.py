@@ -18,8 +18,8 @@ from tpuinfer.checkpoint import load as checkpoint_load
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.config import Settings
 from tpuinfer.engine import build
+from tpuinfer.engine.accept import Tokenizer
 from tpuinfer.engine.device import DeviceRunner
-from tpuinfer.engine.engine import Tokenizer
 from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import ModelConfig
 from tpuinfer.models import registry, sizes

@@ -60,7 +60,9 @@ class Blank:
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> "Letters":
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, keep: frozenset[int] = frozenset()
+    ) -> "Letters":
         return Letters()
 
 

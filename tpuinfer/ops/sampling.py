@@ -45,6 +45,8 @@ class SamplingRows:
       seed: uint32. choice: int32, which of several answers to one prompt.
       logprobs: int32; -1 = no log-probabilities, 0 = the chosen token's, n in 1..TOP = the n most
         likely tokens' as well.
+      repetition, presence, frequency: float32 penalties; 1, 0 and 0 change nothing.
+      biased: bool, some logits are shifted. constrained: bool, only some tokens are allowed.
     """
 
     temperature: jax.Array
@@ -54,13 +56,18 @@ class SamplingRows:
     seed: jax.Array
     choice: jax.Array
     logprobs: jax.Array
+    repetition: jax.Array
+    presence: jax.Array
+    frequency: jax.Array
+    biased: jax.Array
+    constrained: jax.Array
 
 
 @struct.dataclass
 class Sampled:
     """One token per row, and what the row asked to know.
 
-    Log-probabilities are under softmax(logits): temperature and cuts do not enter.
+    Log-probabilities are under softmax(logits): steering, temperature and cuts do not enter.
 
     Attributes:
       tokens: [R] int32. logprobs: [R] float32, theirs; 0 where not asked for.
@@ -74,7 +81,12 @@ class Sampled:
     top_logprobs: jax.Array
 
 
-def sample(logits: jax.Array, rows: SamplingRows, positions: jax.Array) -> Sampled:
+def sample(
+    logits: jax.Array,
+    rows: SamplingRows,
+    positions: jax.Array,
+    steered: jax.Array | None = None,
+) -> Sampled:
     """One token per row.
 
     A row with NaN still gives an id within the vocabulary.
@@ -82,28 +94,38 @@ def sample(logits: jax.Array, rows: SamplingRows, positions: jax.Array) -> Sampl
     Args:
       logits: [R, V] float32.
       positions: [R] int32 position that the new token will take; it enters the random key.
+      steered: [R, V] float32 to pick from, as `ops.steering` makes it; None = `logits`.
     """
-    R, V = logits.shape
-    greedy, highest = _most_likely(logits)
+    V = logits.shape[1]
+    offered = logits if steered is None else steered
+    greedy, highest = _most_likely(offered)
     sampled = rows.temperature > 0
 
     def draw() -> jax.Array:
-        shares = cut(weigh(logits, highest, rows.temperature), rows)
+        shares = cut(weigh(offered, highest, rows.temperature), rows)
         drawn = _draw(shares, uniforms(rows, positions))
         return jnp.where(sampled & (drawn < V), drawn, greedy)
 
     tokens = jax.lax.cond(sampled.any(), draw, lambda: greedy)
+    return score(logits, tokens, rows.logprobs)
+
+
+def score(logits: jax.Array, tokens: jax.Array, asked: jax.Array) -> Sampled:
+    """The log-probabilities of `tokens` [R] int32 and of the most likely ones.
+
+    Args:
+      logits: [R, V] float32.
+      asked: [R] int32, as `SamplingRows.logprobs`.
+    """
+    R = tokens.shape[0]
     nothing = Sampled(
         tokens,
         jnp.zeros(R, jnp.float32),
         jnp.full((R, TOP), -1, jnp.int32),
         jnp.zeros((R, TOP), jnp.float32),
     )
-    return jax.lax.cond(
-        (rows.logprobs >= 0).any(),
-        lambda: _score(logits, highest, rows.logprobs, nothing),
-        lambda: nothing,
-    )
+    told = (asked >= 0).any()
+    return jax.lax.cond(told, lambda: _score(logits, asked, nothing), lambda: nothing)
 
 
 def _most_likely(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -266,8 +288,9 @@ def pick(shares: jax.Array, uniform: jax.Array) -> jax.Array:
     return jnp.minimum(passed.sum(axis=-1, dtype=jnp.int32), n - 1)
 
 
-def _score(logits: jax.Array, highest: jax.Array, asked: jax.Array, sampled: Sampled) -> Sampled:
+def _score(logits: jax.Array, asked: jax.Array, sampled: Sampled) -> Sampled:
     """`sampled` with the log-probabilities that its rows asked for."""
+    _, highest = _most_likely(logits)
     total = jnp.log(_sum(weigh(logits, highest, jnp.ones_like(highest))))[:, None]
     chosen = jnp.take_along_axis(logits, sampled.tokens[:, None], axis=-1)
     logprobs = jnp.where(asked >= 0, (_fall(chosen, highest) - total)[:, 0], 0.0)

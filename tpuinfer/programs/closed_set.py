@@ -9,12 +9,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tpuinfer.models.blueprint import abstract_params
 from tpuinfer.models.decoder import Decoder
+from tpuinfer.ops.steering import Tables
 from tpuinfer.platform import PlatformSettings
 from tpuinfer.programs.compile import ProgramSpec
 from tpuinfer.programs.decode import make_decode
 from tpuinfer.programs.prefill import abstract_input, make_prefill
 from tpuinfer.programs.state import DecodeState, shaped
+from tpuinfer.programs.tables import MASKS_AT_A_TIME, put_bias, put_masks
 from tpuinfer.sharding.rules import Layout
+
+MASK, BIAS = "mask", "bias"
+"""The programs that change the tables of masks and biases."""
 
 
 def prefill_name(rows: int, bucket: int) -> str:
@@ -53,14 +58,16 @@ def program_specs(
     blueprint: Decoder,
     layout: Layout,
     state: DecodeState,
+    tables: Tables,
     *,
     settings: PlatformSettings,
     dtype: str,
     buckets: tuple[int, ...],
 ) -> list[ProgramSpec]:
-    """Every program: prefill from the widest on, then decode; those that others check come later.
+    """Every program: those of the tables, prefill from the widest on, then decode.
 
-    Works on abstract values alone: `state` holds ShapeDtypeStructs, and no device is needed.
+    Programs that others check come later. Works on abstract values alone: `state` and `tables` hold
+    ShapeDtypeStructs, and no device is needed.
     """
     params = abstract_params(blueprint, layout, dtype)
     whole = NamedSharding(layout.mesh, PartitionSpec())
@@ -74,28 +81,44 @@ def program_specs(
 
     def spec(name: str, function: Any, *given: Any) -> ProgramSpec:
         host = jax.tree.map(lambda x: shaped(x.shape, x.dtype, whole), given)
-        arguments = (params, state, *host)
         return ProgramSpec(
             name,
             function,
-            arguments,
+            (params, state, tables, *host),
             out_shardings,
             settings.compiler_options,
+            kept=3,
             precision=settings.float32_precision if dtype == "float32" else None,
         )
 
     prefill = make_prefill(blueprint, layout, **common)
     shapes = prefill_shapes(settings, buckets, slots // shards)
     sizes = [(rows, width) for width in buckets for rows in shapes[width]]
-    specs = [
+    specs = _table_specs(tables, whole)
+    specs += [
         spec(prefill_name(rows, width), prefill, abstract_input(rows * shards, width, stops))
         for rows, width in sorted(sizes, key=lambda size: (size[0], -size[1]))
     ]
-    n, active = shaped((), jnp.int32), shaped((slots,), bool)
+    quotas = shaped((slots,), jnp.int32)
     decode = make_decode(blueprint, layout, steps=settings.steps, **common)
-    specs.append(spec(decode_name(), decode, n, active))
+    specs.append(spec(decode_name(), decode, quotas))
     for rows in narrow_rows(settings, slots // shards):
         narrow = make_decode(blueprint, layout, steps=settings.steps, narrow=True, **common)
-        named = shaped((rows * shards,), jnp.int32)
-        specs.append(spec(decode_name(rows), narrow, n, active, named))
+        specs.append(spec(decode_name(rows), narrow, quotas, shaped((rows * shards,), jnp.int32)))
     return specs
+
+
+def _table_specs(tables: Tables, whole: NamedSharding) -> list[ProgramSpec]:
+    """The programs that change the tables; they take no params and donate nothing."""
+    (slots, words), entries = tables.masks.shape, tables.biases.ids.shape[1]
+    rows = min(slots, MASKS_AT_A_TIME)
+
+    def spec(name: str, function: Any, table: Any, *given: tuple[tuple[int, ...], Any]) -> Any:
+        host = (shaped(shape, dtype, whole) for shape, dtype in given)
+        return ProgramSpec(name, function, (table, *host), whole, donated=(), kept=1)
+
+    i32, f32 = jnp.int32, jnp.float32
+    return [
+        spec(MASK, put_masks, tables.masks, ((rows,), i32), ((rows, words), i32)),
+        spec(BIAS, put_bias, tables.biases, ((), i32), ((entries,), i32), ((entries,), f32)),
+    ]

@@ -28,9 +28,10 @@ class ProgramSpec:
     """A program before compilation: the function and the abstract arguments it is fixed to.
 
     Attributes:
-      arguments: params, then the state, which is donated, then what the host sends along.
+      arguments: params, the state, which is donated, the tables, then what the host sends along.
       options: XLA's own, where the platform wants some.
       donated: which arguments are the state; none in a program that keeps none.
+      kept: how many arguments, the first ones, stay on the devices and are not sent along.
       precision: of products of float32 numbers; None = the platform's own.
     """
 
@@ -40,6 +41,7 @@ class ProgramSpec:
     out_shardings: Any
     options: tuple[tuple[str, str], ...] = ()
     donated: tuple[int, ...] = (1,)
+    kept: int = 2
     precision: str | None = None
 
 
@@ -122,7 +124,7 @@ def _compile(spec: ProgramSpec, lowered: Any, lower_seconds: float) -> Program:
     flops = cost.get("flops") if isinstance(cost, dict) else None
     entry = Entry(
         name=spec.name,
-        shapes=shapes(spec.function, spec.arguments, start=1 + len(spec.donated)),
+        shapes=shapes(spec.function, spec.arguments, start=spec.kept),
         lower_seconds=lower_seconds,
         compile_seconds=seconds,
         argument_bytes=int(memory.argument_size_in_bytes) if memory else 0,

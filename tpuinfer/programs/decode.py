@@ -1,8 +1,8 @@
-"""Decode: up to n tokens for every live slot, in one dispatch."""
+"""Decode: tokens for every live slot, up to a quota of each, in one dispatch."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ from tpuinfer.cache.ring import RingAttention, Rows, horizons
 from tpuinfer.models.blueprint import bind
 from tpuinfer.models.decoder import Decoder
 from tpuinfer.ops.sampling import sample
+from tpuinfer.ops.steering import Steering, Tables, penalised, steer
 from tpuinfer.programs.output import Output, nothing, pack
-from tpuinfer.programs.rows import asking, pad_rows, unpad_rows
+from tpuinfer.programs.rows import asking, count_tokens, pad_rows, unpad_rows
 from tpuinfer.programs.state import DecodeState
 from tpuinfer.sharding.rules import Layout
 
@@ -29,11 +30,11 @@ def make_decode(
     dtype: jnp.dtype,
     narrow: bool = False,
 ) -> Decode:
-    """The decode program: (params, state, n, active) -> state, Output [steps, B].
+    """The decode program: (params, state, tables, quotas) -> state, Output [steps, B].
 
-    n (int32, at most `steps`) is traced: fewer steps need no other program. `active` [B] bool
-    says which slots the host still wants; the others are dead from here on. The loop ends early
-    when no row is live.
+    quotas [B] int32 are traced: fewer steps need no other program. A slot takes at most its quota
+    of steps, at most `steps`; with 0 it waits, and one whose quota is negative is dead from here
+    on. The loop ends when no slot can go on. How steps are cut into dispatches changes no token.
 
     Args:
       narrow: take one argument more, `slots` [R] int32: the rows are these slots, an equal number
@@ -46,76 +47,85 @@ def make_decode(
     def decode(
         params: Mapping[str, jax.Array],
         state: DecodeState,
-        n: jax.Array,
-        active: jax.Array,
+        tables: Tables,
+        quotas: jax.Array,
         slots: jax.Array | None = None,
     ) -> tuple[DecodeState, Output]:
         model = bind(blueprint, params)
         total = state.token.shape[0]
+        named, own_quotas = slots, quotas
         if slots is None:
             slots = jnp.arange(total, dtype=jnp.int32)
+        else:
+            own_quotas = quotas.at[slots].get(mode="fill", fill_value=-1)
         local = slots % (total // shards)
         seen_from = horizons(state.rings, local, shards)
         own = slots.shape[0] // shards
 
-        def step(rows: DecodeState) -> tuple[DecodeState, Output]:
-            live = rows.live
-            given = Rows(local, rows.position, live.astype(jnp.int32), seen_from)
+        def step(rows: DecodeState, going: jax.Array) -> tuple[DecodeState, Output]:
+            given = Rows(local, rows.position, going.astype(jnp.int32), seen_from)
             given = jax.tree.map(lambda x: pad_rows(x, shards, min_rows), given)
             tokens = pad_rows(jnp.maximum(rows.token, 0), shards, min_rows)[:, None]
             x, rings = model.hidden(tokens, rows.rings, given, attend, layout, dtype)
             logits = unpad_rows(model.logits(x[:, 0], layout), shards, own)
-            sampled = sample(logits, asking(rows.sampling, live), rows.position + 1)
-            return dataclasses.replace(_advance(rows, sampled.tokens), rings=rings), pack(
-                sampled, live
-            )
+            sampling, barred = asking(rows.sampling, going), jnp.where(going, rows.barred, 0)
+            by = Steering(rows.counts, rows.stops, barred, tables, named)
+            steered = steer(logits, sampling, by)
+            sampled = sample(logits, sampling, rows.position + 1, steered)
+            at = jnp.where(penalised(sampling), slots, total)
+            counts = count_tokens(rows.counts, at, sampled.tokens, layout)
+            rows = _advance(rows, going, sampled.tokens)
+            rows = dataclasses.replace(rows, rings=rings, counts=counts)
+            return rows, pack(sampled, going)
+
+        def may_go(index: jax.Array, rows: DecodeState) -> jax.Array:
+            return rows.live & (index < own_quotas)
 
         def body(
             carry: tuple[jax.Array, DecodeState, Output],
         ) -> tuple[jax.Array, DecodeState, Output]:
             index, rows, outs = carry
-            rows, out = step(rows)
+            rows, out = step(rows, may_go(index, rows))
             outs = jax.tree.map(lambda all, one: all.at[index].set(one), outs, out)
             return index + 1, rows, outs
 
         def more(carry: tuple[jax.Array, DecodeState, Output]) -> jax.Array:
             index, rows, _ = carry
-            return (index < n) & rows.live.any()
+            return (index < steps) & may_go(index, rows).any()
 
-        state = dataclasses.replace(state, live=state.live & active)
-        rows = _take(state, slots) if narrow else state
+        state = dataclasses.replace(state, live=state.live & (quotas >= 0))
+        rows = state if named is None else _take(state, slots)
         start = (jnp.int32(0), rows, nothing(steps, slots.shape[0]))
         _, rows, out = jax.lax.while_loop(more, body, start)
-        return (_put(state, rows, slots) if narrow else rows), out
+        return (rows if named is None else _put(state, rows, slots)), out
 
     return decode
 
 
 def _take(state: DecodeState, slots: jax.Array) -> DecodeState:
-    """The rows of these slots; those beyond all slots are not live."""
-    small = dataclasses.replace(state, rings=())
-    rows = cast(Any, jax.tree.map(lambda x: x.at[slots].get(mode="clip"), small))
-    live = rows.live & (slots < state.token.shape[0])
-    return cast(DecodeState, dataclasses.replace(rows, rings=state.rings, live=live))
+    """The rows of these slots; of those beyond all slots any, they have no quota."""
+    rows = cast(DecodeState, jax.tree.map(lambda x: x.at[slots].get(mode="clip"), state.small()))
+    return dataclasses.replace(rows, rings=state.rings, counts=state.counts)
 
 
 def _put(state: DecodeState, rows: DecodeState, slots: jax.Array) -> DecodeState:
     """The state with these rows put back; those beyond all slots are dropped."""
-    old, new = (dataclasses.replace(one, rings=()) for one in (state, rows))
-    put = jax.tree.map(lambda all, one: all.at[slots].set(one, mode="drop"), old, new)
-    return cast(DecodeState, dataclasses.replace(put, rings=rows.rings))
+    put = jax.tree.map(
+        lambda all, one: all.at[slots].set(one, mode="drop"), state.small(), rows.small()
+    )
+    return cast(DecodeState, dataclasses.replace(put, rings=rows.rings, counts=rows.counts))
 
 
-def _advance(rows: DecodeState, chosen: jax.Array) -> DecodeState:
-    """The rows after every live one took its chosen token; dead ones stay as they are."""
-    live = rows.live
-    moved = live.astype(jnp.int32)
+def _advance(rows: DecodeState, going: jax.Array, chosen: jax.Array) -> DecodeState:
+    """The rows after every one that goes took its chosen token; the others stay as they are."""
+    moved = going.astype(jnp.int32)
     remaining = rows.remaining - moved
-    ended = (chosen[:, None] == rows.stops).any(axis=-1)
+    ended = going & ((remaining <= 0) | (chosen[:, None] == rows.stops).any(axis=-1))
     return dataclasses.replace(
         rows,
-        token=jnp.where(live, chosen, rows.token),
+        token=jnp.where(going, chosen, rows.token),
         position=rows.position + moved,
         remaining=remaining,
-        live=live & (remaining > 0) & ~ended,
+        live=rows.live & ~ended,
+        barred=jnp.maximum(rows.barred - moved, 0),
     )

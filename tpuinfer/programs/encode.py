@@ -68,6 +68,7 @@ def encode_specs(
             whole,
             settings.compiler_options,
             donated=(),
+            kept=1,
             precision=settings.float32_precision if dtype == "float32" else None,
         )
 

@@ -2,6 +2,8 @@
 
 packed [..., R, 2]        token, bits of its log-probability
 top    [..., R, 2, TOP]   ids, bits of their log-probabilities; read only when a row asked
+
+A prefill also sends back the scores of the prompts' own tokens, read only when a row asked.
 """
 
 from typing import Any, NamedTuple
@@ -23,6 +25,19 @@ class Output:
     top: jax.Array
 
 
+@struct.dataclass
+class Prefilled:
+    """What a prefill of R chunks of C tokens sends back.
+
+    Attributes:
+      first: the first tokens of rows whose prompt ends, with n = 1.
+      prompt: for every position of the chunks the token that follows in the prompt, [R, C, ...].
+    """
+
+    first: Output
+    prompt: Output
+
+
 class Tokens(NamedTuple):
     """The same on the host: tokens and logprobs [n, R], top_ids and top_logprobs [n, R, TOP]."""
 
@@ -42,7 +57,7 @@ def pack(sampled: Sampled, live: jax.Array) -> Output:
 
 
 def nothing(steps: int, rows: int) -> Output:
-    """The outcome of `steps` steps before any was made."""
+    """The outcome of `steps` steps before any was made; no token has a log-probability."""
     return Output(
         jnp.full((steps, rows, 2), -1, jnp.int32), jnp.full((steps, rows, 2, TOP), -1, jnp.int32)
     )

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from tpuinfer.ops.sampling import SamplingRows
+from tpuinfer.ops.steering import GENERATED
+from tpuinfer.sharding.rules import Layout
 
 
 def pad_rows(x: jax.Array, shards: int, rows: int) -> jax.Array:
@@ -30,10 +32,29 @@ def unpad_rows(x: jax.Array, shards: int, rows: int) -> jax.Array:
     return parts.reshape(shards * rows, *x.shape[1:])
 
 
+def count_tokens(counts: jax.Array, at: jax.Array, tokens: jax.Array, layout: Layout) -> jax.Array:
+    """`counts` [B, V] with one more of `tokens` [R] generated for the slots `at` [R].
+
+    Slots beyond all are left out. All of it happens on every device: the compiler would cut the
+    rows over the data shards, and gather the whole of the counts afterwards.
+    """
+    at, tokens = (layout.constrain(x, (None,)) for x in (at, tokens))
+    counts = layout.constrain(counts, (None, None)).at[at, tokens].add(GENERATED, mode="drop")
+    return layout.constrain(counts, (None, None))
+
+
 def asking(sampling: SamplingRows, live: jax.Array) -> SamplingRows:
     """How each row samples; one that is not live asks for nothing that costs anything."""
-    return dataclasses.replace(
-        sampling,
-        temperature=jnp.where(live, sampling.temperature, 0.0),
-        logprobs=jnp.where(live, sampling.logprobs, -1),
-    )
+    silent = {
+        "temperature": 0.0,
+        "logprobs": -1,
+        "repetition": 1.0,
+        "presence": 0.0,
+        "frequency": 0.0,
+        "biased": False,
+        "constrained": False,
+    }
+    quiet = {
+        name: jnp.where(live, getattr(sampling, name), value) for name, value in silent.items()
+    }
+    return dataclasses.replace(sampling, **quiet)

@@ -1,7 +1,7 @@
-"""Everything that lives on the device between two calls."""
+"""Everything that lives on the device between two calls: the decode state, and the tables."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tpuinfer.cache.ring import Ring, Rings
 from tpuinfer.cache.spec import RING_AXES, RingSpec
 from tpuinfer.ops.sampling import SamplingRows
+from tpuinfer.ops.steering import WORD, Biases, Tables
 from tpuinfer.sharding.rules import Layout
+
+T = TypeVar("T")
 
 
 @struct.dataclass
@@ -28,6 +31,9 @@ class DecodeState:
       remaining: [B] int32, tokens the slot may still generate.
       sampling: how each slot samples.
       stops: [B, MAX_STOP_IDS] int32, token ids that end the row; -1 = none.
+      barred: [B] int32, how many tokens the slot must still make before `stops` may be picked.
+      counts: [B, V] int32, how often each token is there, as `ops.steering` counts; kept for slots
+        with penalties only. Carried like the rings, never gathered.
     """
 
     rings: tuple[Rings, ...]
@@ -37,6 +43,12 @@ class DecodeState:
     remaining: jax.Array
     sampling: SamplingRows
     stops: jax.Array
+    barred: jax.Array
+    counts: jax.Array
+
+    def small(self) -> "DecodeState":
+        """What is small enough to be gathered and put back by row: all but rings and counts."""
+        return dataclasses.replace(self, rings=(), counts=cast(Any, ()))
 
 
 def shaped(shape: tuple[int, ...], dtype: Any, sharding: Any = None) -> Any:
@@ -47,14 +59,26 @@ def shaped(shape: tuple[int, ...], dtype: Any, sharding: Any = None) -> Any:
 def row_arrays(rows: int, max_stop_ids: int) -> tuple[SamplingRows, Any]:
     """Shapes of what a request brings along: sampling settings and stop ids, for `rows` rows."""
     f32, i32, u32 = (shaped((rows,), dtype) for dtype in (jnp.float32, jnp.int32, jnp.uint32))
+    boolean = shaped((rows,), bool)
     sampling = SamplingRows(
-        temperature=f32, top_p=f32, min_p=f32, top_k=i32, seed=u32, choice=i32, logprobs=i32
+        temperature=f32,
+        top_p=f32,
+        min_p=f32,
+        top_k=i32,
+        seed=u32,
+        choice=i32,
+        logprobs=i32,
+        repetition=f32,
+        presence=f32,
+        frequency=f32,
+        biased=boolean,
+        constrained=boolean,
     )
     return sampling, shaped((rows, max_stop_ids), jnp.int32)
 
 
 def abstract_state(
-    rings: tuple[tuple[RingSpec, ...], ...], layout: Layout, max_stop_ids: int
+    rings: tuple[tuple[RingSpec, ...], ...], layout: Layout, *, vocab: int, max_stop_ids: int
 ) -> DecodeState:
     """The state as ShapeDtypeStructs with their shardings: enough to compile and to plan.
 
@@ -79,18 +103,31 @@ def abstract_state(
         remaining=i32,
         sampling=sampling,
         stops=stops,
+        barred=i32,
+        counts=shaped((slots, vocab), jnp.int32),
     )
     placed: DecodeState = jax.tree.map(lambda x: shaped(x.shape, x.dtype, whole), small)
     layers = tuple(tuple(ring(spec) for spec in classes) for classes in rings)
     return dataclasses.replace(placed, rings=layers)
 
 
-def zeros(abstract: DecodeState) -> DecodeState:
-    """An idle state, made on the devices."""
+def abstract_tables(state: DecodeState, max_biases: int) -> Tables:
+    """The tables that steer the slots of a state, abstract like it and whole on every device."""
+    slots, vocab = state.counts.shape
+    whole = state.counts.sharding
+    entries = (slots, max_biases)
+    return Tables(
+        masks=shaped((slots, -(-vocab // WORD)), jnp.int32, whole),
+        biases=Biases(shaped(entries, jnp.int32, whole), shaped(entries, jnp.float32, whole)),
+    )
+
+
+def zeros(abstract: T) -> T:
+    """What is abstract, made on the devices and all zeros: an idle state, empty tables."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     make = jax.jit(
         lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract),
         out_shardings=shardings,
     )
-    state: DecodeState = make()
-    return state
+    made: T = make()
+    return made

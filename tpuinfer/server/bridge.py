@@ -16,34 +16,20 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any
 
 from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.metrics import Metrics
 from tpuinfer.engine.request import Delta, Request
 from tpuinfer.errors import RequestError
-from tpuinfer.server.failures import EngineDeadError, NotReadyError
+from tpuinfer.server import trail
+from tpuinfer.server.asked import Encoder as Encoder
+from tpuinfer.server.asked import Tokenizer as Tokenizer
+from tpuinfer.server.failures import ApiError, EngineDeadError, NotReadyError
 
 _log = logging.getLogger(__name__)
 
 Command = Callable[[Engine], None]
-
-
-class Tokenizer(Protocol):
-    """What the server asks of a tokenizer; the calls may come from several threads."""
-
-    @property
-    def has_chat_template(self) -> bool: ...
-
-    def encode(
-        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False
-    ) -> list[int]: ...
-
-    def encode_chat(self, messages: Sequence[dict[str, str]], /) -> list[int]: ...
-
-    def token_text(self, token_id: int, /) -> str: ...
-
-    def token_bytes(self, token_id: int, /) -> bytes: ...
 
 
 class Answers:
@@ -59,6 +45,7 @@ class Answers:
         self._arrived: list[Delta] = []
         self._failure: Exception | None = None
         self._wake = asyncio.Event()
+        self._trail = trail.current()
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
@@ -76,6 +63,8 @@ class Answers:
 
     def push(self, delta: Delta) -> None:
         self._arrived.append(delta)
+        if self._trail is not None:
+            self._trail.add(delta)
         if delta.finish_reason is not None:
             self._open.discard(delta.request_id)
         self._wake.set()
@@ -105,15 +94,18 @@ class Bridge:
     """
 
     def __init__(self, model_name: str) -> None:
+        self._name = model_name
         self._changed = threading.Condition()
         self._commands: deque[Command] = deque()
         self._stopping = False
         self._failure: Exception | None = NotReadyError(f"{model_name} is still loading")
         self._engine: Engine | None = None
         self._tokenizer: Tokenizer | None = None
+        self._encoder: Encoder | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._answers: dict[str, Answers] = {}
+        self._updates: set[asyncio.Future[int]] = set()
 
     def attach(self, engine: Engine, tokenizer: Tokenizer) -> None:
         """Take a warm engine and start its thread: ready from here on."""
@@ -127,6 +119,24 @@ class Bridge:
             )
             self._thread.start()
 
+    def attach_encoder(self, encoder: Encoder, tokenizer: Tokenizer) -> None:
+        """Take what makes vectors, and no text: `submit` refuses, and the rest goes on."""
+        with self._changed:
+            assert self._thread is None, "a bridge carries one engine"
+            if not self._stopping:
+                self._encoder, self._tokenizer, self._failure = encoder, tokenizer, None
+
+    def drain(self) -> None:
+        """Take no more requests; those in flight go on."""
+        with self._changed:
+            if self._failure is None:
+                self._failure = NotReadyError("the server is stopping")
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for an answer."""
+        return not self._answers and (self._encoder is None or self._encoder.idle)
+
     def stop(self, timeout: float = 10.0) -> None:
         """End the engine thread after the step it is in; requests in flight get an error."""
         with self._changed:
@@ -134,11 +144,15 @@ class Bridge:
             self._changed.notify()
         if self._thread is not None:
             self._thread.join(timeout)
+        if self._encoder is not None:
+            self._encoder.stop()
         self._fail(NotReadyError("the server is stopping"))
 
     @property
     def failure(self) -> Exception | None:
         """Why no request can be taken now; None when ready."""
+        if self._failure is None and self._encoder is not None:
+            return self._encoder.failure
         return self._failure
 
     @property
@@ -155,8 +169,48 @@ class Bridge:
         Raises like `tokenizer`.
         """
         self._require_ready()
-        assert self._engine is not None
-        return self._engine.context
+        if self._encoder is not None:
+            return self._encoder.limit
+        return self._decoder.context
+
+    @property
+    def vocab(self) -> int:
+        """Ids that the model scores, those of no spelling included. Raises like `tokenizer`."""
+        self._require_ready()
+        return self._decoder.runner.vocab
+
+    @property
+    def version(self) -> int:
+        """How often the weights were replaced. Raises like `tokenizer`."""
+        self._require_ready()
+        return 0 if self._engine is None else self._engine.version
+
+    @property
+    def encoder(self) -> Encoder:
+        """What makes vectors of texts. Raises like `tokenizer`; ApiError of a model without one."""
+        self._require_ready()
+        if self._encoder is None:
+            message = (
+                f"model {self._name!r} makes text, and no embeddings: use /v1/chat/completions or "
+                "/v1/completions, or serve an encoder such as all-minilm-l6-v2"
+            )
+            raise ApiError(400, message, param="model", code="unsupported_endpoint")
+        return self._encoder
+
+    def require_decoder(self) -> None:
+        """Raises ApiError if the model is an encoder, else like `tokenizer`."""
+        self._require_ready()
+        assert self._decoder is self._engine
+
+    @property
+    def _decoder(self) -> Engine:
+        if self._engine is None:
+            message = (
+                f"model {self._name!r} is an encoder: it makes embeddings, and no text; use "
+                "/v1/embeddings"
+            )
+            raise ApiError(400, message, param="model", code="unsupported_endpoint")
+        return self._engine
 
     @property
     def metrics(self) -> Metrics | None:
@@ -169,12 +223,16 @@ class Bridge:
         Raises:
           RequestError: the engine refuses one of them (QueueFullError: for now).
           NotReadyError, EngineDeadError: there is no engine to take them.
+          ApiError: the model is an encoder.
 
         """
         answers = Answers(self, requests)
+        if (here := trail.current()) is not None:
+            here.model = self._name
+            here.submitted(requests, self.version)
         self._loop = asyncio.get_running_loop()
         with self._changed:
-            self._require_ready()
+            self.require_decoder()
             for request in requests:
                 self._answers[request.request_id] = answers
             self._command(partial(self._admit, answers, requests))
@@ -184,6 +242,41 @@ class Bridge:
             answers.close()
             raise
         return answers
+
+    async def update(self, params: Any) -> int:
+        """Give the engine other weights; returns their version once it has taken them.
+
+        Requests in flight are answered with the old ones.
+
+        Raises:
+          RequestError: the weights do not fit, or others are waiting to be taken.
+          NotReadyError, EngineDeadError: there is no engine to take them.
+        """
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        taken: asyncio.Future[int] = loop.create_future()
+
+        def settle(error: Exception | None, version: int) -> None:
+            if not taken.done():
+                taken.set_exception(error) if error else taken.set_result(version)
+
+        def obey(engine: Engine) -> None:
+            def done(error: RequestError | None) -> None:
+                self._post(settle, error, engine.version)
+
+            try:
+                engine.update(params, done)
+            except RequestError as error:
+                done(error)
+
+        with self._changed:
+            self.require_decoder()
+            self._updates.add(taken)
+            self._command(obey)
+        try:
+            return await taken
+        finally:
+            self._updates.discard(taken)
 
     def abort(self, request_ids: set[str]) -> None:
         """Forget requests that nobody waits for and free their slots at the next step."""
@@ -197,8 +290,8 @@ class Bridge:
             self._command(obey)
 
     def _require_ready(self) -> None:
-        if self._failure is not None:
-            raise self._failure.with_traceback(None)  # else it grows with every raise
+        if (failure := self.failure) is not None:
+            raise failure.with_traceback(None)  # else it grows with every raise
 
     def _command(self, command: Command) -> None:
         self._commands.append(command)
@@ -274,3 +367,6 @@ class Bridge:
         self._answers.clear()
         for answers in waiting:
             answers.fail(failure)
+        for taken in list(self._updates):
+            if not taken.done():
+                taken.set_exception(failure)

@@ -1,4 +1,8 @@
-"""/metrics: the engine's counters in Prometheus' format, read when asked."""
+"""/metrics: the engine's counters in Prometheus' format, read when asked.
+
+Names end as vLLM's do where they mean the same, so that a dashboard needs another prefix only; the
+exporter of a counter adds `_total`. Rings take the place of vLLM's pages.
+"""
 
 from collections.abc import Iterator
 
@@ -13,66 +17,111 @@ from prometheus_client.registry import Collector
 
 from tpuinfer.engine.metrics import Histogram, Metrics
 from tpuinfer.server.bridge import Bridge
+from tpuinfer.server.trail import HttpCounts
+
+PREFIX = "tpuinfer:"
 
 _GAUGES = (
-    ("slots", "Requests that can run at once."),
-    ("running", "Requests that hold a slot."),
-    ("waiting", "Requests that wait for a slot."),
+    ("num_requests_running", "running", "Requests that hold a slot."),
+    ("num_requests_waiting", "waiting", "Requests that wait for a slot."),
+    ("num_tokens_waiting", "waiting_tokens", "Tokens of the prompts of requests that wait."),
+    ("slots", "slots", "Requests that can run at once."),
+    ("kv_cache_usage_perc", "ring_usage", "The part of all rings that is taken; 1 is all."),
+    ("ring_tokens", "ring_tokens", "Tokens that the rings hold now."),
+    ("ring_capacity_tokens", "ring_capacity", "Tokens that all rings hold together."),
+    ("weights_version", "version", "How often the weights were exchanged."),
 )
 _COUNTERS = (
-    ("steps", "Engine steps."),
-    ("prompt_tokens", "Tokens of the prompts that got a slot."),
-    ("generation_tokens", "Tokens generated."),
-    ("decode_rows", "Rows that wanted tokens, summed over decode dispatches."),
-    ("decode_slots", "Rows that there were, summed over decode dispatches."),
-    ("recompiles", "Compiles since warm-up: 0, or something is wrong."),
+    ("prompt_tokens", "prompt_tokens", "Tokens of the prompts that got a slot."),
+    ("generation_tokens", "generation_tokens", "Tokens generated."),
+    ("steps", "steps", "Engine steps."),
+    ("decode_rows", "decode_rows", "Rows that wanted tokens, summed over decode dispatches."),
+    ("decode_slots", "decode_slots", "Rows that there were, summed over decode dispatches."),
+    ("recompiles", "recompiles", "Compiles since warm-up: 0, or something is wrong."),
 )
 _HISTOGRAMS = (
-    ("ttft", "time_to_first_token_seconds", "From arrival to the first token."),
-    ("inter_token", "inter_token_seconds", "Between two tokens of a request."),
-    ("queue", "queue_seconds", "From arrival to a slot."),
+    ("time_to_first_token_seconds", "ttft", "From arrival to the first token."),
+    ("inter_token_latency_seconds", "inter_token", "Between two tokens of a request."),
+    ("e2e_request_latency_seconds", "latency", "From arrival to the last token."),
+    ("request_queue_time_seconds", "queue", "From arrival to a slot."),
+    ("request_prefill_time_seconds", "prefill", "From a slot to the first token."),
+    ("request_decode_time_seconds", "decode", "From the first token to the last one."),
+    ("request_prompt_tokens", "prompt_lengths", "Tokens of each prompt that got a slot."),
+    ("request_generation_tokens", "generation_lengths", "Tokens of each whole answer."),
 )
 
 
 class EngineCollector(Collector):
     """Nothing is counted twice: the numbers stay in the engine's `Metrics`."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: Bridge, http: HttpCounts) -> None:
         self._bridge = bridge
+        self._http = http
 
     def collect(self) -> Iterator[Metric]:
         ready = self._bridge.failure is None
-        yield GaugeMetricFamily("tpuinfer_ready", "1 when requests are taken.", value=ready)
+        yield GaugeMetricFamily(f"{PREFIX}ready", "1 when requests are taken.", value=ready)
+        yield from _http_families(self._http)
         metrics = self._bridge.metrics
         if metrics is not None:
             yield from _families(metrics)
 
 
-def registry(bridge: Bridge) -> CollectorRegistry:
+def registry(bridge: Bridge, http: HttpCounts) -> CollectorRegistry:
     """A registry of our own, so that no library's metrics mix in."""
     own = CollectorRegistry(auto_describe=False)
-    own.register(EngineCollector(bridge))
+    own.register(EngineCollector(bridge, http))
     return own
 
 
+def _http_families(http: HttpCounts) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        f"{PREFIX}http_requests",
+        "HTTP requests answered.",
+        labels=["method", "route", "status"],
+    )
+    for labels, count in sorted(http.answered.items()):
+        requests.add_metric(list(labels), count)
+    yield requests
+    errors = CounterMetricFamily(
+        f"{PREFIX}errors", "HTTP requests that were refused or failed.", labels=["kind"]
+    )
+    for kind, count in sorted(http.errors.items()):
+        errors.add_metric([kind], count)
+    yield errors
+
+
 def _families(metrics: Metrics) -> Iterator[Metric]:
-    for name, words in _GAUGES:
-        yield GaugeMetricFamily(f"tpuinfer_{name}", words, value=getattr(metrics, name))
-    for name, words in _COUNTERS:
-        yield CounterMetricFamily(f"tpuinfer_{name}", words, value=getattr(metrics, name))
+    for name, attribute, words in _GAUGES:
+        yield GaugeMetricFamily(PREFIX + name, words, value=getattr(metrics, attribute))
+    for name, attribute, words in _COUNTERS:
+        yield CounterMetricFamily(PREFIX + name, words, value=getattr(metrics, attribute))
     finished = CounterMetricFamily(
-        "tpuinfer_requests_finished", "Requests that ended.", labels=["reason"]
+        f"{PREFIX}request_success",
+        "Requests that ended by themselves.",
+        labels=["finished_reason"],
     )
     for reason, count in metrics.finished.items():
-        finished.add_metric([reason], count)
+        if reason in ("stop", "length"):
+            finished.add_metric([reason], count)
     yield finished
-    for name, exported, words in _HISTOGRAMS:
-        yield _histogram(f"tpuinfer_{exported}", words, getattr(metrics, name))
+    yield CounterMetricFamily(
+        f"{PREFIX}request_aborts",
+        "Requests whose client did not wait for the end.",
+        value=metrics.finished["abort"],
+    )
+    yield CounterMetricFamily(
+        f"{PREFIX}request_failures",
+        "Requests that the engine could not finish.",
+        value=metrics.finished["error"],
+    )
+    for name, attribute, words in _HISTOGRAMS:
+        yield _histogram(PREFIX + name, words, getattr(metrics, attribute))
 
 
 def _histogram(name: str, words: str, histogram: Histogram) -> Metric:
     buckets = [
-        ("+Inf" if bound == float("inf") else str(bound), float(count))
+        ("+Inf" if bound == float("inf") else str(float(bound)), float(count))
         for bound, count in histogram.cumulative()
     ]
     return HistogramMetricFamily(name, words, buckets=buckets, sum_value=histogram.sum)

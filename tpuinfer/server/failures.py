@@ -1,6 +1,5 @@
 """Every failure in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +10,16 @@ from starlette.exceptions import HTTPException
 
 from tpuinfer.engine.scheduler import QueueFullError
 from tpuinfer.errors import RequestError, TokenizerError, TpuinferError
-from tpuinfer.server.protocol import shown, unicode_only
+from tpuinfer.server.fields import shown, unicode_only
+from tpuinfer.server.trail import current
 
-_log = logging.getLogger(__name__)
+_MOST_CHARACTERS = 2000
+"""Of an error's message: a client may have put anything into a name that it quotes."""
 
 QUEUE_RETRY_SECONDS = 1
 LOADING_RETRY_SECONDS = 5
+
+_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 class NotReadyError(TpuinferError):
@@ -56,16 +59,26 @@ class ApiError(TpuinferError):
     def body(self) -> bytes:
         """The JSON a client sees."""
         fields = {
-            "message": unicode_only(str(self)),
+            "message": unicode_only(str(self)[:_MOST_CHARACTERS]),
             "type": self.kind,
-            "param": None if self.param is None else unicode_only(self.param),
+            "param": None if self.param is None else unicode_only(self.param[:_MOST_CHARACTERS]),
             "code": self.code,
         }
         return orjson.dumps({"error": fields})
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """The HTTP face of any exception; one that nobody foresaw shows no detail."""
+    """The HTTP face of any exception; one that nobody foresaw shows no detail.
+
+    The trail of the request that is being served remembers its code.
+    """
+    api = _face(error)
+    if (trail := current()) is not None:
+        trail.error = api.code or "http_error"
+    return api
+
+
+def _face(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
@@ -78,7 +91,7 @@ def as_api_error(error: Exception) -> ApiError:
         case TokenizerError():
             return ApiError(400, str(error), code="invalid_prompt")
         case EngineDeadError():
-            return ApiError(500, str(error), kind="server_error", code="engine_dead")
+            return _unavailable(str(error), "engine_dead", LOADING_RETRY_SECONDS)
         case _:
             return ApiError(500, "internal error", kind="server_error", code="internal_error")
 
@@ -90,7 +103,7 @@ def error_response(error: Exception) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Shape every error `app` can meet, FastAPI's and Starlette's own among them."""
+    """Shape every error `app` can foresee, FastAPI's and Starlette's own among them."""
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -99,19 +112,17 @@ def install(app: FastAPI) -> None:
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return error_response(ApiError(error.status_code, message, headers=error.headers))
+        code = _CODES.get(error.status_code)
+        return error_response(
+            ApiError(error.status_code, message, code=code, headers=error.headers)
+        )
 
     async def known(request: Request, error: Exception) -> Response:
-        return error_response(error)
-
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        _log.error("%s %s failed: %r", request.method, request.url.path, error)
         return error_response(error)
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(TpuinferError, known)
-    app.add_exception_handler(Exception, unforeseen)
 
 
 def _unavailable(message: str, code: str, retry_seconds: int) -> ApiError:

@@ -1,164 +1,130 @@
-"""From a validated body to engine requests: tokens, sampling parameters, limits.
-
-Tokenising and templating are done on a worker thread: a long prompt must not hold up the streams
-of others.
-"""
+"""From a validated body to engine requests: tokens, sampling parameters, constraints, limits."""
 
 import asyncio
-import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
-from tpuinfer.engine.request import Request, SamplingParams
-from tpuinfer.errors import RequestError
-from tpuinfer.server.bridge import Bridge, Tokenizer
-from tpuinfer.server.failures import ApiError
-from tpuinfer.server.protocol import ChatBody, CompletionBody, SamplingBody
-
-_PASSED_ON = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "stop",
-    "stop_token_ids",
-    "ignore_eos",
-    "skip_special_tokens",
-)
+from tpuinfer.engine.request import Constraint, Request, SamplingParams
+from tpuinfer.server.bridge import Bridge
+from tpuinfer.server.chat_body import ChatBody
+from tpuinfer.server.completion_body import CompletionBody
+from tpuinfer.server.guides import Guides
+from tpuinfer.server.job import Job
+from tpuinfer.server.prompts import Prompts
+from tpuinfer.server.sampling_body import SamplingBody
+from tpuinfer.server.speech import Speech
 
 
-@dataclass(frozen=True)
-class Job:
-    """One HTTP request on its way: what to submit, and what its answer needs to know.
+class Intake:
+    """Turns bodies into jobs for one bridge. Raises for what cannot be served as asked:
 
-    Attributes:
-      requests: one per choice of the answer, in order.
-      usage_in_chunks: every chunk of a stream counts the tokens so far.
-
+    ApiError, RequestError: with the parameter at fault. TokenizerError: the template refuses the
+    messages. NotReadyError, EngineDeadError: there is no engine.
     """
 
-    answer_id: str
-    model: str
-    requests: Sequence[Request]
-    tokenizer: Tokenizer
-    logprobs: bool
-    stream: bool
-    include_usage: bool
-    usage_in_chunks: bool
-    created: int = field(default_factory=lambda: int(time.time()))
+    def __init__(self, bridge: Bridge, speech: Speech) -> None:
+        self._bridge = bridge
+        self._speech = speech
+        self._prompts = Prompts(bridge)
+        self._guides = Guides(bridge)
 
-    @property
-    def prompt_tokens(self) -> int:
-        return sum(len(request.prompt_token_ids) for request in self.requests)
-
-
-async def chat_job(body: ChatBody, model: str, bridge: Bridge) -> Job:
-    """Render and tokenise a chat.
-
-    Raises:
-      ApiError, RequestError: it cannot be served as asked.
-      TokenizerError: the template refuses the messages.
-
-    """
-    tokenizer, context = bridge.tokenizer, bridge.context
-    if not tokenizer.has_chat_template:
-        message = (
-            f"model {model!r} has no chat template: use /v1/completions, or start the server with "
-            "--chat-template FILE"
+    async def chat(self, body: ChatBody, model: str) -> Job:
+        """A chat: one prompt, `n` choices."""
+        self._bridge.require_decoder()
+        tokenizer = self._bridge.tokenizer
+        tools = body.tools if body.offered else ()
+        written = self._speech.written(body.messages, tools)
+        more = dict(body.chat_template_kwargs)
+        if body.reasoning_effort is not None:
+            more["reasoning_effort"] = body.reasoning_effort
+        variables = written.variables(add_generation_prompt=body.add_generation_prompt, more=more)
+        prompt = await self._prompts.of_chat(written.turns, body.size, variables)
+        limit, limit_name = body.limit
+        self._prompts.require_room(prompt, limit, "messages", limit_name)
+        logprobs = body.top_logprobs if body.logprobs else None
+        heard = await asyncio.to_thread(self._speech.heard, body, prompt)
+        guide = heard.guide or body.guide()
+        params = body.params(limit, limit_name, logprobs, guide=guide)
+        constraints = await self._guides.constraints(guide, body.n)
+        return _job(
+            body,
+            "chatcmpl",
+            model,
+            _requests([prompt], params, constraints, heard.shown_controls),
+            tokenizer=tokenizer,
+            logprobs=body.logprobs,
+            top=body.top_logprobs,
+            spoken=heard.spoken,
         )
-        raise ApiError(400, message, param="messages", code="unsupported_endpoint")
-    turns = [message.turn() for message in body.messages]
-    prompt = await asyncio.to_thread(tokenizer.encode_chat, turns)
-    renamed = body.max_tokens is None and body.max_completion_tokens is not None
-    limit_name = "max_completion_tokens" if renamed else "max_tokens"
-    limit = body.max_completion_tokens if renamed else body.max_tokens
-    _require_room(prompt, limit, context, "messages", limit_name)
-    params = _params(body, limit, limit_name, 0 if body.logprobs else None)
-    return _job(body, "chatcmpl", model, [prompt], params, tokenizer)
+
+    async def completion(self, body: CompletionBody, model: str) -> Job:
+        """A completion: `n` choices for each prompt."""
+        self._bridge.require_decoder()
+        tokenizer = self._bridge.tokenizer
+        texts = body.prompts()
+        prompts = await self._prompts.of_texts(
+            texts, add_special_tokens=body.add_special_tokens, parse_special=body.parse_special
+        )
+        for prompt in prompts:
+            self._prompts.require_room(prompt, body.max_tokens, "prompt", "max_tokens")
+        unset = body.max_tokens is None
+        limit = SamplingParams().max_tokens if unset else max(body.max_tokens or 0, 1)
+        guide = body.guide()
+        scored = body.logprobs if body.echo else None
+        params = body.params(
+            limit, "max_tokens", body.logprobs, prompt_logprobs=scored, guide=guide
+        )
+        constraints = await self._guides.constraints(guide, len(prompts) * body.n)
+        echo = None
+        if body.echo:
+            skip = body.skip_special_tokens
+            echo = [
+                text if isinstance(text, str) else tokenizer.decode(text, skip_special_tokens=skip)
+                for text in texts
+                for _ in range(body.n)
+            ]
+        return _job(
+            body,
+            "cmpl",
+            model,
+            _requests(prompts, params, constraints),
+            tokenizer=tokenizer,
+            logprobs=body.logprobs is not None,
+            top=body.logprobs or 0,
+            echo=echo,
+            silent=body.max_tokens == 0,
+        )
 
 
-async def completion_job(body: CompletionBody, model: str, bridge: Bridge) -> Job:
-    """Tokenise the prompts of a completion; raises like `chat_job`."""
-    tokenizer, context = bridge.tokenizer, bridge.context
-    texts = body.prompts()
-    prompts = await asyncio.to_thread(_encode_all, tokenizer, texts, body.parse_special)
-    for prompt in prompts:
-        _require_room(prompt, body.max_tokens, context, "prompt", "max_tokens")
-    limit = SamplingParams().max_tokens if body.max_tokens is None else body.max_tokens
-    params = _params(body, limit, "max_tokens", body.logprobs)
-    return _job(body, "cmpl", model, prompts, params, tokenizer)
-
-
-def _encode_all(
-    tokenizer: Tokenizer, texts: Sequence[str | list[int]], parse_special: bool
-) -> list[list[int]]:
+def _requests(
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    constraints: Sequence[Constraint | None],
+    shown_controls: Sequence[int] = (),
+) -> list[Request]:
+    """One per choice, `params.n` for each prompt; `_job` gives them their names."""
+    choices = [(prompt, choice) for prompt in prompts for choice in range(params.n)]
     return [
-        tokenizer.encode(text, parse_special=parse_special) if isinstance(text, str) else text
-        for text in texts
+        Request("", prompt, params, choice, constraint, shown_controls)
+        for (prompt, choice), constraint in zip(choices, constraints, strict=True)
     ]
 
 
-def _require_room(
-    prompt: Sequence[int],
-    limit: int | None,
-    context: int | None,
-    prompt_name: str,
-    limit_name: str,
-) -> None:
-    """The prompt, and the tokens asked for in so many words, must fit into the context if any."""
-    if context is None:
-        return
-    length = len(prompt)
-    if length + 1 > context:
-        message = (
-            f"{prompt_name} has {length} tokens: the context is {context}, one of them for the "
-            f"answer; nearest: {context - 1}"
-        )
-        raise ApiError(400, message, param=prompt_name, code="context_length_exceeded")
-    if limit is not None and length + limit > context:
-        message = (
-            f"{limit_name} is {limit} and {prompt_name} has {length} tokens: together they "
-            f"exceed the context of {context}; nearest {limit_name}: {context - length}"
-        )
-        raise ApiError(400, message, param=limit_name, code="context_length_exceeded")
-
-
-def _params(
-    body: SamplingBody, limit: int | None, limit_name: str, logprobs: int | None
-) -> SamplingParams:
-    """SamplingParams with the body's fields; those it leaves out keep their defaults."""
-    given = {name: getattr(body, name) for name in _PASSED_ON}
-    given = {name: value for name, value in given.items() if value is not None}
-    try:
-        return SamplingParams(max_tokens=limit, logprobs=logprobs, **given)
-    except RequestError as error:
-        if error.param != "max_tokens":
-            raise
-        message = str(error).replace("max_tokens", limit_name, 1)
-        raise RequestError(message, param=limit_name) from None
-
-
 def _job(
-    body: SamplingBody,
-    prefix: str,
-    model: str,
-    prompts: Sequence[Sequence[int]],
-    params: SamplingParams,
-    tokenizer: Tokenizer,
+    body: SamplingBody, prefix: str, model: str, requests: Sequence[Request], **answer: Any
 ) -> Job:
     answer_id = f"{prefix}-{uuid.uuid4().hex}"
+    for index, request in enumerate(requests):
+        request.request_id = f"{answer_id}-{index}"
     options = body.stream_options
     return Job(
         answer_id=answer_id,
         model=model,
-        requests=[
-            Request(f"{answer_id}-{index}", prompt, params) for index, prompt in enumerate(prompts)
-        ],
-        tokenizer=tokenizer,
-        logprobs=params.logprobs is not None,
+        requests=requests,
         stream=body.stream,
+        n=body.n,
         include_usage=options is not None and options.include_usage,
         usage_in_chunks=options is not None and options.continuous_usage_stats,
+        **answer,
     )

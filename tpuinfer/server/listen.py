@@ -6,12 +6,16 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from tpuinfer.server.failures import ListenError
+from tpuinfer.server.wire import BoundedProtocol
 
 _log = logging.getLogger(__name__)
 
@@ -19,7 +23,19 @@ BACKLOG = 2048
 GRACE_SECONDS = 30
 """How long open answers may go on after SIGTERM."""
 
+KEEP_ALIVE_SECONDS = 75
+"""How long a connection may wait for its next request: longer than proxies usually keep theirs."""
+
 _NEAR_PORTS = 20
+
+
+class Drained(Protocol):
+    """Who answers requests; `Bridge` does."""
+
+    @property
+    def idle(self) -> bool: ...
+
+    def drain(self) -> None: ...
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -49,20 +65,28 @@ def serve(
     listener: socket.socket,
     log_level: str = "info",
     load: Callable[[], None] | None = None,
+    bridge: Drained | None = None,
 ) -> None:
     """Answer requests until SIGTERM or SIGINT, then let open answers end and return.
 
-    `load` runs on a thread of its own while the server already says "not ready"; what it raises
-    stops the server and is raised here.
+    Args:
+      load: runs on a thread of its own while the server already says "not ready"; what it raises
+        stops the server and is raised here.
+      bridge: is drained first: while its answers end, new requests are told so, for the port is
+        open still. A second signal does not wait for them.
     """
     config = uvicorn.Config(
         app,
         log_level=log_level,
         access_log=False,
         lifespan="on",
+        http=BoundedProtocol,
+        ws="none",
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    server = uvicorn.Server(config)
+    server = _DrainingServer(config, bridge)
     failures: list[BaseException] = []
 
     def load_or_stop() -> None:
@@ -79,6 +103,28 @@ def serve(
         server.run(sockets=[listener])
     if failures:
         raise failures[0]
+
+
+class _DrainingServer(uvicorn.Server):
+    """Drains at the first signal; exits when that is done, takes too long, or at the second."""
+
+    def __init__(self, config: uvicorn.Config, bridge: Drained | None) -> None:
+        super().__init__(config)
+        self._bridge = bridge
+        self._deadline: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._bridge is None or self._deadline is not None:
+            super().handle_exit(sig, frame)
+        else:
+            self._deadline = time.monotonic() + GRACE_SECONDS
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._bridge is not None and self._deadline is not None:
+            self._bridge.drain()
+            if self._bridge.idle or time.monotonic() > self._deadline:
+                self.should_exit = True
+        return await super().on_tick(counter)
 
 
 @contextlib.contextmanager

@@ -1,224 +1,189 @@
-"""What the server sends when it does not stream: OpenAI's response bodies."""
+"""The bodies that go out, as the OpenAPI document describes them.
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+Answers are built as plain dicts and encoded by orjson (`whole`, `stream`): these models say what is
+in them, and the tests hold one against the other.
+"""
 
-from pydantic import BaseModel
+from typing import Any, Literal
 
-from tpuinfer.engine.request import Delta
-from tpuinfer.server.intake import Job
+from pydantic import BaseModel, ConfigDict
 
-LEAST_LOGPROB = -9999.0
-"""JSON has no minus infinity; this is what OpenAI sends for it."""
+FinishReason = Literal["stop", "length", "tool_calls", "abort"]
 
 
-class TokenTexts(Protocol):
-    """The part of a tokenizer that shows single tokens."""
+class Reply(BaseModel):
+    """What is sent has the fields that are listed, and no other."""
 
-    def token_text(self, token_id: int, /) -> str: ...
-
-    def token_bytes(self, token_id: int, /) -> bytes: ...
+    model_config = ConfigDict(extra="forbid")
 
 
-class Usage(BaseModel):
+class Usage(Reply):
     """Tokens counted; a token that ended the text counts as generated."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
 
-    @classmethod
-    def of(cls, prompt_tokens: int, completion_tokens: int) -> "Usage":
-        return cls(
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            total_tokens=prompt_tokens + completion_tokens,
-        )
 
-
-class TokenLogprob(BaseModel):
-    """One chosen token; bytes are for tokens that are part of a character."""
+class TopLogprob(Reply):
+    """One token; bytes are for tokens that are part of a character."""
 
     token: str
     logprob: float
     bytes: list[int]
-    top_logprobs: list[int] = []
 
 
-class ChatLogprobs(BaseModel):
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Reply):
     content: list[TokenLogprob]
-    refusal: None = None
+    refusal: None
 
 
-class ChatMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
+class NamedArguments(Reply):
+    name: str
+    arguments: str
 
 
-class ChatChoice(BaseModel):
+class ToolCall(Reply):
+    id: str
+    type: Literal["function"]
+    function: NamedArguments
+
+
+class ChatMessage(Reply):
+    """`reasoning_content` and `tool_calls` are there if the model reasoned, or called tools."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    reasoning_content: str = ""
+    tool_calls: list[ToolCall] = []
+
+
+class ChatChoice(Reply):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: str | None
+    finish_reason: FinishReason
     stop_reason: str | int | None
 
 
-class ChatCompletion(BaseModel):
+class ChatCompletion(Reply):
     id: str
-    object: Literal["chat.completion"] = "chat.completion"
+    object: Literal["chat.completion"]
     created: int
     model: str
     choices: list[ChatChoice]
     usage: Usage
 
 
-class CompletionLogprobs(BaseModel):
+class CompletionLogprobs(Reply):
     """Parallel lists; an offset counts characters of the answer's tokens before this one."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: None = None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 
-class CompletionChoice(BaseModel):
+class CompletionChoice(Reply):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: str | None
+    finish_reason: FinishReason
     stop_reason: str | int | None
 
 
-class Completion(BaseModel):
+class Completion(Reply):
     id: str
-    object: Literal["text_completion"] = "text_completion"
+    object: Literal["text_completion"]
     created: int
     model: str
     choices: list[CompletionChoice]
     usage: Usage
 
 
-class ModelCard(BaseModel):
+class ModelCard(Reply):
+    """`max_model_len` is null where the context has no end, and, like `version`, while loading."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "tpuinfer"
+    root: str
+    parent: None = None
+    max_model_len: int | None
+    version: int | None
 
 
-class ModelList(BaseModel):
+class ModelList(Reply):
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
-class ErrorDetail(BaseModel):
+class Tokenized(Reply):
+    """`token_strs` is null unless asked for; `max_model_len` where the context has no end."""
+
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(Reply):
+    prompt: str
+
+
+class Parameter(Reply):
+    """What may be sent for one name; of what does not apply, nothing is said.
+
+    `accepted`: of a parameter that is not supported, the values that ask for nothing. `above`: a
+    lower bound that is not included. `minimum`, `maximum` are of numbers, `min_length` and
+    `max_length` of strings, `min_items` and `max_items` of lists, `max_entries` of objects.
+    """
+
+    supported: bool
+    accepted: list[Any] = []
+    required: bool = False
+    type: list[str] = []
+    default: Any = None
+    note: str = ""
+    minimum: float | int | None = None
+    above: float | int | None = None
+    maximum: float | int | None = None
+    values: list[Any] = []
+    min_length: int | None = None
+    max_length: int | None = None
+    min_items: int | None = None
+    max_items: int | None = None
+    max_entries: int | None = None
+
+
+class Capabilities(Reply):
+    """Path of an endpoint -> name of a parameter -> what may be sent for it."""
+
+    object: Literal["capabilities"]
+    model: str
+    max_model_len: int | None
+    endpoints: dict[str, dict[str, Parameter]]
+
+
+class ErrorDetail(Reply):
     message: str
     type: str
     param: str | None
     code: str | None
 
 
-class ErrorReply(BaseModel):
+class ErrorReply(Reply):
     error: ErrorDetail
 
 
-@dataclass
-class Gathered:
-    """One answer as its deltas add up."""
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
-
-    def add(self, delta: Delta) -> None:
-        self.text += delta.text
-        self.token_ids += delta.token_ids
-        self.logprobs += delta.logprobs or ()
-        self.finish_reason = delta.finish_reason
-        self.stop_reason = delta.stop_reason
-
-
-def chat_logprobs(
-    tokenizer: TokenTexts, token_ids: Iterable[int], logprobs: Iterable[float]
-) -> ChatLogprobs:
-    """Log-probabilities of the chosen tokens in the chat endpoint's shape."""
-    return ChatLogprobs(
-        content=[
-            TokenLogprob(
-                token=tokenizer.token_text(token),
-                logprob=max(logprob, LEAST_LOGPROB),
-                bytes=list(tokenizer.token_bytes(token)),
-            )
-            for token, logprob in zip(token_ids, logprobs, strict=True)
-        ]
-    )
-
-
-def completion_logprobs(
-    tokenizer: TokenTexts, token_ids: Sequence[int], logprobs: Iterable[float], offset: int
-) -> CompletionLogprobs:
-    """Log-probabilities of the chosen tokens in the completions endpoint's shape.
-
-    `offset` is the length in characters of the tokens sent before these.
-    """
-    tokens = [tokenizer.token_text(token) for token in token_ids]
-    offsets = []
-    for text in tokens:
-        offsets.append(offset)
-        offset += len(text)
-    return CompletionLogprobs(
-        tokens=tokens,
-        token_logprobs=[max(logprob, LEAST_LOGPROB) for logprob in logprobs],
-        text_offset=offsets,
-    )
-
-
-def chat_reply(job: Job, gathered: Sequence[Gathered]) -> ChatCompletion:
-    """The whole answer of /v1/chat/completions."""
-    return ChatCompletion(
-        id=job.answer_id,
-        created=job.created,
-        model=job.model,
-        choices=[
-            ChatChoice(
-                index=index,
-                message=ChatMessage(content=one.text),
-                logprobs=chat_logprobs(job.tokenizer, one.token_ids, one.logprobs)
-                if job.logprobs
-                else None,
-                finish_reason=one.finish_reason,
-                stop_reason=one.stop_reason,
-            )
-            for index, one in enumerate(gathered)
-        ],
-        usage=_usage(job, gathered),
-    )
-
-
-def completion_reply(job: Job, gathered: Sequence[Gathered]) -> Completion:
-    """The whole answer of /v1/completions, one choice per prompt."""
-    return Completion(
-        id=job.answer_id,
-        created=job.created,
-        model=job.model,
-        choices=[
-            CompletionChoice(
-                index=index,
-                text=one.text,
-                logprobs=completion_logprobs(job.tokenizer, one.token_ids, one.logprobs, 0)
-                if job.logprobs
-                else None,
-                finish_reason=one.finish_reason,
-                stop_reason=one.stop_reason,
-            )
-            for index, one in enumerate(gathered)
-        ],
-        usage=_usage(job, gathered),
-    )
-
-
-def _usage(job: Job, gathered: Sequence[Gathered]) -> Usage:
-    return Usage.of(job.prompt_tokens, sum(len(one.token_ids) for one in gathered))
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorReply, "description": "The request cannot be served as asked."},
+    "5XX": {"model": ErrorReply, "description": "The server cannot serve it now."},
+}
+"""What any route may answer beside what it is for."""

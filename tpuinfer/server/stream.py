@@ -10,8 +10,9 @@ Text that is held back, because it may become a stop string or is part of a char
 chunk, unless log-probabilities were asked for: every token has its own then.
 """
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -21,46 +22,52 @@ from starlette.types import Receive, Scope, Send
 from tpuinfer.engine.request import Delta
 from tpuinfer.server.bridge import Answers
 from tpuinfer.server.failures import as_api_error
-from tpuinfer.server.intake import Job
-from tpuinfer.server.replies import Usage, chat_logprobs, completion_logprobs
+from tpuinfer.server.job import Job
+from tpuinfer.server.whole import usage
 
 _log = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
+_GOES_ON = b',"logprobs":null,"finish_reason":null'
+
 
 class Frames:
-    """Encodes the chunks of one stream and counts its tokens."""
+    """Encodes the chunks of one stream and counts its tokens.
+
+    A chunk is mostly the same bytes each time, so these are encoded once: only what is new costs.
+    """
 
     def __init__(self, job: Job, kind: str) -> None:
-        self._head = {
-            "id": job.answer_id,
-            "object": kind,
-            "created": job.created,
-            "model": job.model,
-        }
-        self._asked = job.include_usage or job.usage_in_chunks
+        head = {"id": job.answer_id, "object": kind, "created": job.created, "model": job.model}
+        self._head = b"data: " + orjson.dumps(head)[:-1]
+        self._choice = [
+            self._head + b',"choices":[{"index":%d,' % index for index in range(len(job.requests))
+        ]
         self._running = job.usage_in_chunks
         self._final = job.include_usage
+        self._tail = b'}],"usage":null}\n\n' if job.include_usage else b"}]}\n\n"
         self._prompt_tokens = job.prompt_tokens
         self.completion_tokens = 0
 
-    def chunk(self, choice: dict[str, Any]) -> bytes:
-        """One choice's piece; the count so far, or null, stands in each when usage was asked."""
-        fields = self._head | {"choices": [choice]}
-        if self._asked:
-            fields["usage"] = self._usage() if self._running else None
-        return _event(fields)
+    def chunk(self, index: int, field: bytes, logprobs: Any = None, ending: Any = None) -> bytes:
+        """One choice's piece: `field` is `"name":value` in JSON."""
+        rest = _GOES_ON
+        if logprobs is not None or ending is not None:
+            fields = {"logprobs": logprobs, "finish_reason": None} | (ending or {})
+            rest = b"," + orjson.dumps(fields)[1:-1]
+        tail = b'}],"usage":' + self._usage() + b"}\n\n" if self._running else self._tail
+        return self._choice[index] + field + rest + tail
 
     def closing(self) -> bytes:
         """What ends a stream that went well."""
         if not self._final:
             return DONE
-        return _event(self._head | {"choices": [], "usage": self._usage()}) + DONE
+        return self._head + b',"choices":[],"usage":' + self._usage() + b"}\n\n" + DONE
 
-    def _usage(self) -> dict[str, Any]:
-        return Usage.of(self._prompt_tokens, self.completion_tokens).model_dump()
+    def _usage(self) -> bytes:
+        return orjson.dumps(usage(self._prompt_tokens, self.completion_tokens))
 
 
 class Chunks(Protocol):
@@ -69,130 +76,60 @@ class Chunks(Protocol):
     def opening(self) -> bytes: ...
 
     def step(self, deltas: Sequence[Delta]) -> bytes:
-        """The chunks of some deltas, possibly none."""
+        """The chunks of some deltas, possibly none. Raises ApiError if a request failed."""
 
     def closing(self) -> bytes: ...
-
-
-class ChatChunks:
-    """/v1/chat/completions."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._frames = Frames(job, "chat.completion.chunk")
-        self._index = {request.request_id: i for i, request in enumerate(job.requests)}
-
-    def opening(self) -> bytes:
-        first = {"role": "assistant", "content": ""}
-        return b"".join(self._chunk(index, first) for index in self._index.values())
-
-    def step(self, deltas: Sequence[Delta]) -> bytes:
-        return b"".join(self._pieces(delta) for delta in deltas)
-
-    def closing(self) -> bytes:
-        return self._frames.closing()
-
-    def _pieces(self, delta: Delta) -> bytes:
-        index = self._index[delta.request_id]
-        self._frames.completion_tokens += len(delta.token_ids)
-        logprobs = None
-        if self._job.logprobs and delta.token_ids:
-            shown = chat_logprobs(self._job.tokenizer, delta.token_ids, delta.logprobs or ())
-            logprobs = shown.model_dump()
-        pieces = b""
-        if delta.text or logprobs:
-            pieces = self._chunk(index, {"content": delta.text}, logprobs)
-        if delta.finish_reason is not None:
-            pieces += self._chunk(index, {}, None, delta.finish_reason, delta.stop_reason)
-        return pieces
-
-    def _chunk(
-        self,
-        index: int,
-        delta: dict[str, Any],
-        logprobs: dict[str, Any] | None = None,
-        finish_reason: str | None = None,
-        stop_reason: str | int | None = None,
-    ) -> bytes:
-        choice = {
-            "index": index,
-            "delta": delta,
-            "logprobs": logprobs,
-            "finish_reason": finish_reason,
-        }
-        if finish_reason is not None:
-            choice["stop_reason"] = stop_reason
-        return self._frames.chunk(choice)
-
-
-class CompletionChunks:
-    """/v1/completions."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._frames = Frames(job, "text_completion")
-        self._index = {request.request_id: i for i, request in enumerate(job.requests)}
-        self._offset = [0] * len(job.requests)
-
-    def opening(self) -> bytes:
-        return b""
-
-    def step(self, deltas: Sequence[Delta]) -> bytes:
-        return b"".join(self._piece(delta) for delta in deltas)
-
-    def closing(self) -> bytes:
-        return self._frames.closing()
-
-    def _piece(self, delta: Delta) -> bytes:
-        index = self._index[delta.request_id]
-        self._frames.completion_tokens += len(delta.token_ids)
-        logprobs = None
-        if self._job.logprobs and delta.token_ids:
-            shown = completion_logprobs(
-                self._job.tokenizer, delta.token_ids, delta.logprobs or (), self._offset[index]
-            )
-            self._offset[index] += sum(map(len, shown.tokens))
-            logprobs = shown.model_dump()
-        if not (delta.text or logprobs or delta.finish_reason):
-            return b""
-        choice = {
-            "index": index,
-            "text": delta.text,
-            "logprobs": logprobs,
-            "finish_reason": delta.finish_reason,
-        }
-        if delta.finish_reason is not None:
-            choice["stop_reason"] = delta.stop_reason
-        return self._frames.chunk(choice)
 
 
 class EventStream(StreamingResponse):
     """A stream that aborts what is unfinished however it ends: read to the end, or client gone."""
 
     def __init__(self, answers: Answers, chunks: Chunks) -> None:
-        super().__init__(_events(answers, chunks), 200, HEADERS, "text/event-stream")
+        super().__init__((), 200, HEADERS, "text/event-stream")
         self._answers = answers
+        self._chunks = chunks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.ensure_future(self._send(send))
+        gone = asyncio.ensure_future(client_gone(receive))
         try:
-            await super().__call__(scope, receive, send)
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
         finally:
+            work.cancel()
+            gone.cancel()
             self._answers.close()
 
+    async def _send(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        if opening := self._chunks.opening():
+            await send(_part(opening))
+        last = await self._send_steps(send)
+        await send({"type": "http.response.body", "body": last, "more_body": False})
 
-async def _events(answers: Answers, chunks: Chunks) -> AsyncIterator[bytes]:
-    """The headers are long gone when something fails, so a failure is an event of its own."""
-    try:
-        if opening := chunks.opening():
-            yield opening
-        async for deltas in answers:
-            if pieces := chunks.step(deltas):
-                yield pieces
-        yield chunks.closing()
-    except Exception as error:
-        _log.warning("a stream ended early: %r", error)
-        yield b"data: " + as_api_error(error).body() + b"\n\n" + DONE
+    async def _send_steps(self, send: Send) -> bytes:
+        """What is left to say when all is sent, or when something failed.
+
+        The headers are long gone by then, so a failure is an event of its own.
+        """
+        step = self._chunks.step
+        try:
+            async for deltas in self._answers:
+                if pieces := step(deltas):
+                    await send(_part(pieces))
+            return self._chunks.closing()
+        except Exception as error:
+            _log.warning("a stream ended early: %r", error)
+            return b"data: " + as_api_error(error).body() + b"\n\n" + DONE
 
 
-def _event(fields: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(fields) + b"\n\n"
+async def client_gone(receive: Receive) -> None:
+    """Wait for the client to hang up: the body has been read, so nothing else can come."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _part(body: bytes) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": True}

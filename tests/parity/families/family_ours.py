@@ -25,13 +25,11 @@ from tpuinfer.cache.ring import RingAttention, Rows
 from tpuinfer.checkpoint import load
 from tpuinfer.checkpoint.convert import convert
 from tpuinfer.config import EngineConfig
-from tpuinfer.engine.build import Plan, plan_of
-from tpuinfer.engine.request import MAX_STOP_IDS
+from tpuinfer.engine.build import Plan, abstract_device, plan_of
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, bind
 from tpuinfer.platform import platform_settings
 from tpuinfer.programs.buckets import cut
-from tpuinfer.programs.state import abstract_state
 
 WAYS = ("whole", "chunks", "steps", "mesh")
 
@@ -105,7 +103,7 @@ class Model:
 
     def run(self, prompt: int, width: int) -> Logits:
         """[LENGTH, V]: the first `prompt` tokens by prefills of this width, the rest one by one."""
-        state = abstract_state(self.plan.rings, self.plan.layout, MAX_STOP_IDS)
+        state = abstract_device(self.plan)[0]
         rings = jax.tree.map(
             lambda x: jax.device_put(np.full(x.shape, np.nan, x.dtype), x.sharding), state.rings
         )

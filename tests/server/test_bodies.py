@@ -2,7 +2,10 @@ import pytest
 from pydantic import ValidationError
 from served import MODEL
 
-from tpuinfer.server.protocol import ChatBody, CompletionBody, Message, shown
+from tpuinfer.server.chat_body import ChatBody
+from tpuinfer.server.completion_body import CompletionBody
+from tpuinfer.server.fields import shown
+from tpuinfer.server.messages import Message
 
 NEUTRAL = {
     "n": 1,
@@ -20,7 +23,10 @@ NEUTRAL_CHAT = {
     "tools": [],
     "tool_choice": "none",
     "top_logprobs": 0,
+    "parallel_tool_calls": True,
+    "chat_template_kwargs": {},
 }
+TOOL = {"type": "function", "function": {"name": "look_up"}}
 NEUTRAL_COMPLETION = {"best_of": 1, "echo": False, "suffix": None}
 
 
@@ -39,20 +45,56 @@ def test_completion_accepts_what_asks_for_nothing(complete, name, value):
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
-        ({"n": 2}, "n", "unsupported_parameter"),
-        ({"n": True}, "n", "unsupported_parameter"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "unsupported_parameter"),
-        ({"presence_penalty": -1}, "presence_penalty", "unsupported_parameter"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"n": 129}, "n", "invalid_value"),
+        ({"n": True}, "n", "invalid_type"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "invalid_value"),
+        ({"presence_penalty": -2.5}, "presence_penalty", "invalid_value"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+        ({"repetition_penalty": 2.5}, "repetition_penalty", "invalid_value"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5", "invalid_value"),
+        ({"logit_bias": {"five": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"05": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"\u0665": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"500": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": [5]}, "logit_bias", "invalid_type"),
+        ({"min_tokens": -1}, "min_tokens", "invalid_value"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "invalid_value"),
+        ({"typical_p": 0.5}, "typical_p", "unsupported_parameter"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs", "unsupported_parameter"),
+        ({"use_beam_search": True}, "use_beam_search", "unsupported_parameter"),
+        ({"bad_words": ["x"]}, "bad_words", "unsupported_parameter"),
+        ({"store": 0}, "store", "unsupported_parameter"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            "invalid_value",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+            "missing_required_parameter",
+        ),
+        (
+            {"guided_regex": "a", "guided_choice": ["a"]},
+            "guided_choice",
+            "invalid_value",
+        ),
+        ({"guided_choice": []}, "guided_choice", "invalid_value"),
+        ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs", "invalid_value"),
+        ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "invalid_value"),
+        ({"stop": "x" * 257}, "stop", "invalid_value"),
         ({"store": True}, "store", "unsupported_parameter"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
-        ({"\ud800{x}": 1}, "?{x}", "unknown_parameter"),
+        ({"\ud800{x}": 1}, None, "invalid_json"),
         ({"model": None}, "model", "missing_required_parameter"),
         ({"model": 5}, "model", "invalid_type"),
         ({"temperature": "hot"}, "temperature", "invalid_type"),
         ({"temperature": True}, "temperature", "invalid_type"),
         ({"temperature": -1}, "temperature", "invalid_value"),
-        ({"temperature": 10**400}, "temperature", "invalid_type"),
+        ({"temperature": 10**400}, None, "invalid_json"),
         ({"top_p": 0}, "top_p", "invalid_value"),
         ({"top_p": 1.5}, "top_p", "invalid_value"),
         ({"top_k": -2}, "top_k", "invalid_value"),
@@ -60,12 +102,13 @@ def test_completion_accepts_what_asks_for_nothing(complete, name, value):
         ({"max_tokens": "5"}, "max_tokens", "invalid_type"),
         ({"max_tokens": 5.5}, "max_tokens", "invalid_type"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
-        ({"max_tokens": 10**400}, "max_tokens", "invalid_value"),
-        ({"seed": 2**64}, "seed", "invalid_value"),
+        ({"max_tokens": 10**400}, None, "invalid_json"),
+        ({"seed": 2**64}, "seed", "invalid_type"),
+        ({"seed": -(2**63) - 1}, "seed", "invalid_type"),
         ({"stop": 5}, "stop", "invalid_type"),
         ({"stop": [""]}, "stop", "invalid_value"),
         ({"stop": ["x"] * 17}, "stop", "invalid_value"),
-        ({"stop": "\udc00"}, "stop", "invalid_unicode"),
+        ({"stop": "\udc00"}, None, "invalid_json"),
         ({"stop_token_ids": ["a"]}, "stop_token_ids[0]", "invalid_type"),
         ({"stop_token_ids": [500]}, "stop_token_ids", "invalid_value"),
         ({"ignore_eos": 1}, "ignore_eos", "invalid_type"),
@@ -73,7 +116,7 @@ def test_completion_accepts_what_asks_for_nothing(complete, name, value):
         ({"stream_options": {}}, "stream_options", "invalid_value"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
         ({"metadata": {"a": 1}}, "metadata.a", "invalid_type"),
-        ({"metadata": {"\ud800": 1}}, "metadata.\ufffd\ufffd\ufffd", "invalid_type"),
+        ({"metadata": {"\ud800": 1}}, None, "invalid_json"),
     ],
 )
 def test_both_endpoints_refuse_by_name(chat, complete, fields, param, code):
@@ -93,16 +136,36 @@ def test_both_endpoints_refuse_by_name(chat, complete, fields, param, code):
         ({"messages": "hi"}, "messages"),
         ({"messages": ["hi"]}, "messages[0]"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_call_id": "y"}]},
+            "messages[0].tool_call_id",
+        ),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0].name"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages[0].content.image_url",
         ),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logprobs": True, "top_logprobs": 2}, "top_logprobs"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": [TOOL, TOOL]}, "tools"),
+        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "perhaps"}, "tool_choice"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}},
+            "tool_choice",
+        ),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"chat_template": "{{ x }}"}, "chat_template"),
+        ({"chat_template_kwargs": {"bos_token": "x"}}, "chat_template_kwargs.bos_token"),
+        ({"chat_template_kwargs": {"thinking": []}}, "chat_template_kwargs.thinking"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"echo": True}, "echo"),
         ({"logprobs": 1}, "logprobs"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
@@ -124,11 +187,14 @@ def test_chat_refuses_by_name(chat, fields, param):
         ({"prompt": [1, "a"]}, "prompt"),
         ({"prompt": [[1], []]}, "prompt"),
         ({"prompt": [500]}, "prompt"),
-        ({"prompt": ["ok", "\ud800"]}, "prompt"),
-        ({"logprobs": 3}, "logprobs"),
+        ({"prompt": ["ok", "\ud800"]}, None),
+        ({"prompt": ["a"] * 1025}, "prompt"),
+        ({"prompt": "x" * 1000}, "prompt"),
+        ({"prompt": ["a", "b"], "n": 65}, "n"),
+        ({"logprobs": 21}, "logprobs"),
         ({"logprobs": -1}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
-        ({"echo": True}, "echo"),
+        ({"echo": 1}, "echo"),
         ({"best_of": 2}, "best_of"),
         ({"suffix": "x"}, "suffix"),
         ({"tools": []}, "tools"),
@@ -146,8 +212,11 @@ def test_a_misspelt_name_meets_its_neighbour(complete):
 
 
 def test_a_refusal_says_what_would_work(complete):
-    assert complete(n=2).json()["error"]["message"] == (
-        "n is 2: not supported yet; leave it out or give 1"
+    assert complete(best_of=2).json()["error"]["message"] == (
+        "best_of is 2: not supported; leave it out or give 1"
+    )
+    assert complete(min_p=1.5).json()["error"]["message"] == (
+        "min_p is 1.5: must be in [0, 1]; nearest: 1"
     )
 
 
