@@ -7,7 +7,7 @@ import doors
 import pytest
 import tiny_model
 
-MODES = "decode, prefill, host, batch"
+MODES = "decode, prefill, host, batch, server"
 
 
 @pytest.fixture(scope="module")
