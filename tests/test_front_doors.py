@@ -96,6 +96,13 @@ def test_a_wrong_flag_is_one_line(flags, code, parts):
     refused(doors.run("generate", *flags), code, *parts)
 
 
+@pytest.mark.parametrize("flag", ["tool-call-parser", "reasoning-parser"])
+def test_a_parser_that_there_is_not_is_said_before_anything_loads(flag):
+    result = doors.run("serve", "--port", "0", "--model", "none/such", f"--{flag}", "nonsense")
+    refused(result, 2, f"--{flag} is nonsense")
+    assert len(result.err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("door", ["serve", "generate", "convert"])
 def test_every_door_refuses_an_unknown_flag(door):
     refused(doors.run(door, "--modle=x", "--output=x"), 2, "Unknown command line flag")

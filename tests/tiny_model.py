@@ -29,12 +29,12 @@ def metadata() -> dict[str, Any]:
     }
 
 
-def write_gguf(path: Path) -> Path:
-    """The model as a GGUF file of some 0.3 MB."""
-    path.write_bytes(gguf_bytes(metadata(), llama_tensors()))
+def write_gguf(path: Path, seed: int = 0) -> Path:
+    """The model as a GGUF file of some 0.3 MB; another seed gives other weights."""
+    path.write_bytes(gguf_bytes(metadata(), llama_tensors(seed=seed)))
     return path
 
 
-def write_checkpoint(path: Path) -> Path:
+def write_checkpoint(path: Path, seed: int = 0) -> Path:
     """The model as a float32 checkpoint directory; its GGUF file lies beside it."""
-    return convert(write_gguf(path.with_suffix(".gguf")), path, "float32")
+    return convert(write_gguf(path.with_suffix(".gguf"), seed), path, "float32")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from tpuinfer import flags as shared
+from tpuinfer.checkpoint import catalogue
 from tpuinfer.dialog.formats import REASONING_PARSERS, TOOL_PARSERS, find_format
 from tpuinfer.errors import ConfigError
 from tpuinfer.server.access import Keys
@@ -109,12 +110,15 @@ class Server:
         if not keys.api and not _is_loopback(_HOST.value):
             _log.warning("no API key: whoever reaches %s may use the server", _HOST.value)
         notes: list[Any] = []
+        closes = []
         if (note := request_log(_LOG_FORMAT.value)) is not None:
             notes.append(note)
         if _AUDIT_LOG.value:
             decode = self._decode if _AUDIT_PROMPTS.value else None
-            notes.append(Audit(Path(_AUDIT_LOG.value).expanduser(), decode))
-        return ServerOptions(keys, notes, self._operations(), _versions(), **self.parsers)
+            audit = Audit(Path(_AUDIT_LOG.value).expanduser(), decode)
+            notes.append(audit)
+            closes.append(audit.close)
+        return ServerOptions(keys, notes, closes, self._operations(), _versions(), **self.parsers)
 
     def load(self) -> None:
         """Load the model and hand it to the bridge."""
@@ -176,7 +180,8 @@ def main() -> None:
             seconds = time.perf_counter() - start
             _log.info("ready after %.1f s: http://%s:%d/v1 serves %s", seconds, host, port, name)
 
-        aliases = (server.chosen.model,) if server.chosen.model != name else ()
+        asked = server.chosen.model  # a path is nobody's business
+        aliases = (asked,) if asked != name and asked in catalogue.entries() else ()
         app = create_app(server.bridge, ServerInfo(name, aliases), server.options())
         serve(app, listener, log_level="warning", load=load, bridge=server.bridge)
         if not server.ready.is_set():

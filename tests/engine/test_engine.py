@@ -1,10 +1,11 @@
 """The engine on the fake runner: every expectation is worked out by hand."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+from driven import ask, engine, run, step
 
 from tpuinfer.engine import engine as engine_module
 from tpuinfer.engine.accept import fold
@@ -20,60 +21,8 @@ from tpuinfer.engine.runner import StepTokens
 from tpuinfer.engine.scheduler import QueueFullError
 from tpuinfer.errors import RequestError
 from tpuinfer.grammar.guide import Guide
-from tpuinfer.testing.constraint import FakeConstraint
 from tpuinfer.testing.fake import FakePending, FakeRunner, FakeTokenizer, add_up
 from tpuinfer.testing.fake import answer as by_hand
-
-Slots = int | tuple[tuple[int, int], ...]
-
-
-def engine(
-    slots: Slots = 2,
-    *,
-    steps: int = 1,
-    max_waiting: int = 100,
-    prefill_wait: float = 0,
-    **runner: Any,
-) -> Engine:
-    return Engine(
-        FakeRunner(slots, **runner),
-        FakeTokenizer(),
-        steps=steps,
-        max_waiting=max_waiting,
-        prefill_wait=prefill_wait,
-    )
-
-
-def ask(name: str, prompt: str, choice: int = 0, **params: Any) -> Request:
-    params = {"temperature": 0, "max_tokens": 4, **params}
-    return Request(name, FakeTokenizer().encode(prompt), SamplingParams(**params), choice)
-
-
-def step(one: Engine, answers: dict[str, CompletionOutput]) -> list[str]:
-    """One step; what it says is added to the answers. Returns who was named."""
-    deltas = one.step()
-    for delta in deltas:
-        answer = answers.setdefault(delta.request_id, CompletionOutput(0))
-        assert answer.finish_reason is None, f"{delta.request_id} finished before"
-        answer.text += delta.text
-        answer.token_ids += delta.token_ids
-        answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason
-        if delta.logprobs is not None:
-            answer.logprobs = (answer.logprobs or []) + delta.logprobs
-        if delta.top_logprobs is not None:
-            answer.top_logprobs = (answer.top_logprobs or []) + delta.top_logprobs
-    return [delta.request_id for delta in deltas]
-
-
-def run(one: Engine, *requests: Request) -> dict[str, CompletionOutput]:
-    answers: dict[str, CompletionOutput] = {}
-    for request in requests:
-        one.add(request)
-    for _ in range(1000):
-        step(one, answers)
-    assert not one.has_work
-    assert all(answer.finish_reason for answer in answers.values())
-    return answers
 
 
 def test_one_request() -> None:
@@ -502,75 +451,6 @@ def test_occupancy_and_recompiles_are_counted() -> None:
     assert (one.metrics.occupancy, one.metrics.recompiles) == (0.25, 2)
 
 
-def only(*tokens: int) -> Callable[[Sequence[int]], Sequence[int]]:
-    return lambda taken: tokens
-
-
-def test_a_constrained_row_holds_nobody_back() -> None:
-    """It picks in every second dispatch, the other in each; after it, dispatches are long again."""
-    one = engine(steps=4, prefill_rows=2)
-    guided = ask("guided", "a", max_tokens=9)
-    guided.constraint = FakeConstraint(only(ord("x"), ord("y")), done=3)
-    answers = run(one, guided, ask("free", "A", max_tokens=12))
-    assert (answers["guided"].text, answers["guided"].finish_reason) == ("xyx", "stop")
-    assert answers["free"].text == "BCDEFGHIJKLM"
-    assert one.runner.quotas == [
-        {0: 0, 1: 1},
-        {0: 1, 1: 1},
-        {0: 0, 1: 1},
-        {0: 1, 1: 1},
-        {0: 0, 1: 1},
-        {1: 4},
-        {1: 2},
-    ]
-
-
-def test_alone_a_constrained_row_is_read_at_once() -> None:
-    one = engine(steps=4)
-    guided = ask("guided", "a", max_tokens=3)
-    guided.constraint = FakeConstraint(only(ord("x")))
-    assert run(one, guided)["guided"].text == "xxx"
-    assert one.runner.events == [
-        ("constrain", 0),
-        ("prefill", 0),
-        ("result", 0),
-        ("constrain", 1),
-        ("decode", 1),
-        ("result", 1),
-        ("constrain", 2),
-        ("decode", 2),
-        ("result", 2),
-    ]
-
-
-def test_masks_of_one_step_go_out_together() -> None:
-    one = engine(slots=4)
-    requests = [ask(name, name, max_tokens=2) for name in "abc"]
-    for request in requests:
-        request.constraint = FakeConstraint(only(ord("x")))
-    run(one, *requests)
-    kinds = [kind for kind, _ in one.runner.events]
-    for place, kind in enumerate(kinds):
-        assert kind != "constrain" or kinds[place + 1] != "constrain"
-
-
-def test_a_constraint_that_fails_is_an_error_of_its_request_only() -> None:
-    one = engine()
-    bad, free = ask("bad", "a"), ask("free", "A")
-    bad.constraint = FakeConstraint(only(ord("x")), fails=2)
-    one.add(bad)
-    one.add(free)
-    deltas = [delta for _ in range(20) for delta in one.step()]
-    last = {delta.request_id: delta for delta in deltas}
-    assert (last["bad"].finish_reason, last["bad"].error) == (
-        "error",
-        "nothing may follow 2 tokens",
-    )
-    assert last["free"].finish_reason == "length"
-    assert one.metrics.finished == {"stop": 0, "length": 1, "abort": 0, "error": 1}
-    assert one.metrics.latency.count == 1
-
-
 def test_a_prompt_is_scored_over_all_its_chunks() -> None:
     one = engine(buckets=(2, 4))
     one.add(ask("r", "klmnopqrstu", prompt_logprobs=1, max_tokens=2))
@@ -613,45 +493,6 @@ def test_what_is_about_text_needs_text() -> None:
         with pytest.raises(RequestError, match=f"{name} is set, but .* no tokenizer") as refusal:
             one.add(ask("r", "a", **asked))
         assert refusal.value.param == name
-
-
-def test_other_weights_come_between_requests() -> None:
-    """Those that run end with the old ones; those that wait get the new ones."""
-    one, answers, done = engine(slots=1), {}, []
-    one.add(ask("old", "a"))
-    one.add(ask("new", "a"))
-    step(one, answers)
-    one.update(1, done.append)
-    with pytest.raises(RequestError, match="other weights are waiting"):
-        one.update(2, done.append)
-    one.add(ask("later", "a"))
-    while one.has_work:
-        assert not done or answers["old"].finish_reason == "length"
-        step(one, answers)
-    assert done == [None]
-    texts = [answers[name].text for name in ("old", "new", "later")]
-    assert texts == ["bcde", "cegi", "cegi"]
-    assert (one.version, one.metrics.version) == (1, 1)
-
-
-def test_weights_that_do_not_fit_leave_the_old_ones() -> None:
-    one, done = engine(), []
-    one.update("no number", done.append)
-    assert "no number" in str(done[0])
-    assert run(one, ask("r", "a"))["r"].text == "bcde"
-    one.update(1, done.append)
-    assert (one.version, done[1:]) == (1, [None])
-
-
-def test_weights_that_wait_are_work() -> None:
-    one, done = engine(), []
-    one.add(ask("r", "a", max_tokens=40))
-    one.step()
-    one.update(1, done.append)
-    one.abort("r")
-    assert one.has_work
-    one.step()
-    assert done == [None]
 
 
 def test_times_and_lengths_are_counted() -> None:

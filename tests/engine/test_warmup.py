@@ -23,13 +23,13 @@ def warmed(model, doctored=()):
     return runner
 
 
-def other(program, change):
-    """The program with `change` made to what it puts out, on its way to the host."""
+def other(program, change, part="first"):
+    """The program with `change` made to what it puts out, or a `part` of it, for the host."""
 
     def call(*arguments):
         state, out = program.call(*arguments)
         out = jax.tree.map(np.array, out)
-        change(getattr(out, "first", out))
+        change(getattr(out, part, out))
         return state, jax.tree.map(jax.numpy.asarray, out)
 
     return dataclasses.replace(program, call=call)
@@ -89,6 +89,23 @@ def test_the_last_row_of_a_prefill_is_tried_too():
     model, name = stops(), "prefill_4x64"
     runner = warmed(model, {name: other(model.programs[name], flip_last_row)})
     assert name not in runner.programs
+
+
+def flip_scores(out):
+    """The last bit of the log-probability of each of the last prompt's tokens."""
+    out.packed[-1, :, 1] ^= 1
+
+
+def flip_top_scores(out):
+    """The last bit of the most likely token's, beside each of the last prompt's tokens."""
+    out.top[-1, :, 1, 0] ^= 1
+
+
+@pytest.mark.parametrize("change", [flip_scores, flip_top_scores])
+def test_a_prefill_with_other_scores_of_its_prompts_is_dropped(change):
+    model, name = stops(), "prefill_4x64"
+    runner = warmed(model, {name: other(model.programs[name], change, "prompt")})
+    assert runner.programs.keys() == model.programs.keys() - {name}
 
 
 def test_a_chunk_behind_another_is_tried_too():

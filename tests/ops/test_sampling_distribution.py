@@ -1,14 +1,17 @@
-"""Sampled tokens against the distribution they should follow: chi-square, ties included."""
+"""Sampled tokens against the distribution they should follow: chi-square, ties and steering too."""
 
 import jax
 import numpy as np
 import pytest
 from sampling_reference import probabilities, rows
 from scipy.special import chdtrc
+from steering_reference import mask_words, steered
 
-from tpuinfer.ops import sampling
+from tpuinfer.ops import sampling, steering
+from tpuinfer.ops.steering import GENERATED, IN_PROMPT, Biases, Steering, Tables
 
 sample = jax.jit(sampling.sample)
+steer = jax.jit(steering.steer)
 
 DRAWS = 8_000
 BATCH = 250
@@ -20,15 +23,20 @@ TIES = np.log([0.05, 0.2, 0.1, 0.1, 0.2, 0.05, 0.1, 0.1, 0.1])
 """In order of likelihood: 1 4 | 2 3 6 7 8 | 0 5."""
 
 
-def draw(logits, *, draws=DRAWS, batch=BATCH, varied="position", **fields):
-    """`draws` tokens of one row of `logits`, over positions, seeds or choices from 0 up."""
+def draw(logits, *, draws=DRAWS, batch=BATCH, varied="position", by=None, **fields):
+    """`draws` tokens of one row of `logits`, over positions, seeds or choices from 0 up.
+
+    All rows are steered as the one slot of `by`.
+    """
     logits = np.broadcast_to(np.asarray(logits, np.float32), (batch, len(logits)))
     tokens = []
     for start in range(0, draws, batch):
         steps = np.arange(start, start + batch, dtype=np.int32)
         positions = steps if varied == "position" else np.full(batch, 9, np.int32)
         own = {"seed": 5, **fields} | ({} if varied == "position" else {varied: steps})
-        tokens.append(np.asarray(sample(logits, rows(batch, **own), positions).tokens))
+        asked = rows(batch, **own)
+        offered = None if by is None else steer(logits, asked, by)
+        tokens.append(np.asarray(sample(logits, asked, positions, offered).tokens))
     return np.concatenate(tokens)
 
 
@@ -65,6 +73,51 @@ def test_draws_follow_the_distribution(logits, settings, survivors):
     expected = probabilities(logits, settings.get("temperature", 1.0), **cuts)
     assert (expected > 0).sum() == survivors
     assert chance(draw(logits, **settings), expected) > UNLIKELY
+
+
+def one_slot(*, barred=0):
+    """Steering of 8 tokens: 0, 2 and 3 are in the prompt, the answer is 2 5 5, 0 and 4 end it."""
+    counts = np.array([[1, 0, 1 + GENERATED, IN_PROMPT, 0, 2 * GENERATED, 0, 0]], np.int32)
+    biases = Biases(np.array([[1, 6, 0]], np.int32), np.array([[1.5, -0.7, -0.5]], np.float32))
+    allowed = np.array([[1, 1, 1, 0, 0, 1, 1, 0]], bool)
+    return Steering(
+        counts,
+        np.tile(np.array([0, 4], np.int32), (BATCH, 1)),
+        np.full(BATCH, barred, np.int32),
+        Tables(mask_words(allowed), biases),
+        np.zeros(BATCH, np.int32),
+    )
+
+
+MIXED = {"repetition": 1.3, "presence": 0.3, "frequency": -0.4, "biased": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "barred", "survivors"),
+    [
+        ({"repetition": 1.6}, 0, 8),
+        ({"repetition": 0.7}, 0, 8),
+        ({"presence": 0.8}, 0, 8),
+        ({"frequency": 0.6}, 0, 8),
+        ({"frequency": -0.6, "presence": -0.3}, 0, 8),
+        ({"biased": True}, 0, 8),
+        ({}, 1, 6),
+        ({"constrained": True}, 0, 5),
+        ({"constrained": True, "top_k": 3}, 0, 3),
+        (MIXED | {"temperature": 0.8, "top_p": 0.9}, 2, 4),
+        (MIXED | {"temperature": 1.5, "top_p": 0.95, "constrained": True}, 1, 4),
+    ],
+    ids=str,
+)
+def test_steered_draws_follow_the_distribution(settings, barred, survivors):
+    by = one_slot(barred=barred)
+    cuts = {name: value for name, value in settings.items() if name in ("top_p", "top_k")}
+    changed = steered(PLAIN, by, 0, settings)
+    expected = probabilities(changed, settings.get("temperature", 1.0), **cuts)
+    assert (expected > 0).sum() == survivors
+    plain = probabilities(PLAIN, settings.get("temperature", 1.0), **cuts)
+    assert abs(expected - plain).max() > 0.02, "steers too little to be seen"
+    assert chance(draw(PLAIN, by=by, **settings), expected) > UNLIKELY
 
 
 @pytest.mark.parametrize("varied", ["seed", "choice"])

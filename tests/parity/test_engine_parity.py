@@ -21,11 +21,6 @@ def stored():
 
 
 @pytest.fixture(scope="module")
-def llm():
-    return LLM(dtype="float32", slots="10x1024")
-
-
-@pytest.fixture(scope="module")
 def answers(llm, stored):
     outputs = llm.generate([golden.prompt_ids for golden in stored.goldens], GREEDY)
     return [output.outputs[0] for output in outputs]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from tpuinfer.cache import ring
-from tpuinfer.engine import engine
+from tpuinfer.engine import accept, engine
 from tpuinfer.engine.request import Request
 from tpuinfer.models import blocks
 from tpuinfer.ops import sampling
@@ -76,7 +76,7 @@ def chunks_by_load(patch: pytest.MonkeyPatch) -> None:
         return cut(length, chunk, buckets[-1:] if waiting else buckets)
 
     patch.setattr(engine.Engine, "add", adding)
-    patch.setattr(engine, "cut", by_load)
+    patch.setattr(accept, "cut", by_load)
 
 
 def mutated(model: Tiny, mutation: Mutation, *names: str) -> dict[str, Program]:

@@ -93,12 +93,11 @@ def test_the_audit_log_says_who_asked_for_how_much(bridge, tmp_path, prompts):
     path = tmp_path / "audit.jsonl"
     decode = (lambda ids: bridge.tokenizer.decode(ids)) if prompts else None
     audit = Audit(path, decode)
-    options = ServerOptions(keys=Keys(api=["some-key-1"]), notes=[audit])
+    options = ServerOptions(keys=Keys(api=["some-key-1"]), notes=[audit], closes=[audit.close])
     headers = {"Authorization": "Bearer some-key-1"}
     with TestClient(create_app(bridge, ServerInfo(MODEL), options)) as client:
         client.post("/v1/completions", json=ASK, headers=headers)
         client.get("/health")
-        audit.close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     (line,) = map(json.loads, path.read_text("utf-8").splitlines())
     assert (line["key"], line["model"], line["version"]) == (key_name("some-key-1"), MODEL, 0)

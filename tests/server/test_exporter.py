@@ -8,12 +8,18 @@ from tpuinfer.server.bridge import Bridge
 from tpuinfer.server.info import ServerInfo
 
 
-def samples(client):
+def found(client):
     families = text_string_to_metric_families(client.get("/metrics").text)
+    return [sample for family in families for sample in family.samples]
+
+
+def samples(client):
+    """(name, labels but the model's) -> value."""
     return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in families
-        for sample in family.samples
+        (one.name, *(value for name, value in one.labels.items() if name != "model_name")): (
+            one.value
+        )
+        for one in found(client)
     }
 
 
@@ -86,3 +92,11 @@ def test_before_the_engine_there_is_only_readiness():
 
 def test_no_metrics_but_ours(client):
     assert all(name.startswith("tpuinfer:") for name, *_ in samples(client))
+
+
+def test_what_the_engine_counts_names_its_model(client, complete):
+    complete(max_tokens=1)
+    of_the_server = {"tpuinfer:ready", "tpuinfer:http_requests_total", "tpuinfer:errors_total"}
+    for one in found(client):
+        named = one.labels.get("model_name")
+        assert named == (None if one.name in of_the_server else MODEL), one.name

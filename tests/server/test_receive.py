@@ -2,10 +2,19 @@ import json
 import time
 
 import pytest
+from pydantic import create_model
 from starlette.testclient import TestClient
 
 from tpuinfer.server.failures import ApiError
-from tpuinfer.server.receive import MAX_BODY_BYTES, MAX_DEPTH, MAX_PARTS, MAX_VALUES, check_shape
+from tpuinfer.server.receive import (
+    MAX_BODY_BYTES,
+    MAX_DEPTH,
+    MAX_PARTS,
+    MAX_VALUES,
+    check_shape,
+    complete,
+    described,
+)
 
 JSON = {"content-type": "application/json"}
 
@@ -152,3 +161,13 @@ def slowest_health(uvicorn_server, port, body):
         slowest, before = max(slowest, now - before), now
         time.sleep(0.002)
     return slowest
+
+
+def test_two_bodies_of_one_name_do_not_hide_each_other():
+    def document(*kinds):
+        return {"paths": {f"/{i}": {"post": described(kind)} for i, kind in enumerate(kinds)}}
+
+    one, other = create_model("Body", a=int), create_model("Body", b=int)
+    assert complete(document(one, one))["components"]["schemas"].keys() == {"Body"}
+    with pytest.raises(AssertionError, match="two classes are named Body"):
+        complete(document(one, other))

@@ -38,8 +38,9 @@ MAX_CHOICES = 128
 class SamplingParams:
     """How one request picks its tokens. Everything here is honoured; nothing is dropped.
 
-    The order of the transforms (vLLM's): repetition, frequency and presence penalty, logit_bias,
-    min_tokens, the guide; then temperature, min_p, top_k, and top_p over what is left.
+    The order of the transforms: repetition, frequency and presence penalty, logit_bias (before
+    the penalties in vLLM), min_tokens, the guide; then temperature, min_p, top_k, and top_p over
+    what is left.
     Log-probabilities are those of the model itself, before all of these.
 
     Attributes:

@@ -1,6 +1,6 @@
 """Steer what a row may pick: its logits, changed by what is there already and by what was asked.
 
-Order of the transforms (vLLM's): repetition penalty (arXiv:1909.05858), frequency and presence
+Order of the transforms: repetition penalty (arXiv:1909.05858), frequency and presence
 penalty, biases, ends that are barred, the mask of allowed tokens. Rows are independent: all
 is elementwise, and a row that asks for nothing keeps its logits bit by bit, whatever others ask.
 A kind that no row asks for is not computed.

@@ -79,13 +79,13 @@ def admin_router(bridge: Bridge, does: Operations) -> APIRouter:
             try:
                 params = await asyncio.to_thread(does.weights, body.path)
             except TpuinferError as error:
-                _log.warning("reload of %s: %s", body.path, error)
+                _log.warning("reload of %r: %s", body.path, error)
                 message = (
                     f"path is {body.path!r}: there is no checkpoint that fits; the log has why"
                 )
                 raise RequestError(message, param="path") from None
             version = await bridge.update(params)
-        _log.info("weights version %d from %s", version, body.path)
+        _log.info("weights version %d from %r", version, body.path)
         return Reloaded(version=version, path=body.path)
 
     @router.post("/profile", openapi_extra=described(ProfileBody))

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ class ServerOptions:
 
     Attributes:
       keys: who may ask. notes: told of every request that has ended, in this order.
+      closes: called once nothing is served any more, so that what waits to be written is written.
       operations: what the admin routes may do. versions: of the software, by name.
       tool_parser, reasoning_parser: names in `dialog.formats`, to be used instead of what the
         model's chat template shows.
@@ -38,6 +39,7 @@ class ServerOptions:
 
     keys: Keys = field(default_factory=Keys)
     notes: Sequence[Note] = ()
+    closes: Sequence[Callable[[], None]] = ()
     operations: Operations = field(default_factory=Operations)
     versions: Mapping[str, str] = field(default_factory=dict)
     tool_parser: str | None = None
@@ -56,6 +58,8 @@ def create_app(bridge: Bridge, info: ServerInfo, options: ServerOptions | None =
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(bridge.stop)
+        for close in chosen.closes:
+            await asyncio.to_thread(close)
 
     app = FastAPI(
         title="tpuinfer",

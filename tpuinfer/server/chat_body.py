@@ -142,6 +142,13 @@ class ChatBody(TemplatedBody, SamplingBody):
     )
 
     @model_validator(mode="after")
+    def _one_effort(self) -> Self:
+        if self.reasoning_effort is not None and "reasoning_effort" in self.chat_template_kwargs:
+            message = "reasoning_effort is set twice, also in chat_template_kwargs: give one"
+            raise refusal(message, "reasoning_effort", "invalid_value")
+        return self
+
+    @model_validator(mode="after")
     def _one_limit(self) -> Self:
         old, new = self.max_tokens, self.max_completion_tokens
         if old is not None and new is not None and old != new:

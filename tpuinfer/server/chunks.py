@@ -53,7 +53,7 @@ class ChatChunks:
         logprobs: dict[str, Any] | None = None
         if self._job.logprobs and delta.token_ids:
             logprobs = chat_logprobs(self._job.tokenizer, Scored.answer(delta))
-            parts = parts or [{"content": ""}]
+            parts = parts or [{"content": ""} if spoken is None else {}]
         chunks = []
         for part in parts:
             chunks.append(self._frames.chunk(index, b'"delta":' + orjson.dumps(part), logprobs))

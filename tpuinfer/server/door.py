@@ -50,7 +50,7 @@ class Door:
         try:
             await self._app(scope, receive, sent)
         except Exception as error:
-            _log.exception("%s %s failed, request %s", trail.method, trail.path, trail.request_id)
+            _log.exception("%s %r failed, request %s", trail.method, trail.path, trail.request_id)
             if trail.status:
                 raise
             await error_response(error)(scope, receive, sent)

@@ -21,6 +21,9 @@ from tpuinfer.server.trail import HttpCounts
 
 PREFIX = "tpuinfer:"
 
+_LABELS = ["model_name"]
+"""What dashboards filter by."""
+
 _GAUGES = (
     ("num_requests_running", "running", "Requests that hold a slot."),
     ("num_requests_waiting", "waiting", "Requests that wait for a slot."),
@@ -54,9 +57,10 @@ _HISTOGRAMS = (
 class EngineCollector(Collector):
     """Nothing is counted twice: the numbers stay in the engine's `Metrics`."""
 
-    def __init__(self, bridge: Bridge, http: HttpCounts) -> None:
+    def __init__(self, bridge: Bridge, http: HttpCounts, model: str) -> None:
         self._bridge = bridge
         self._http = http
+        self._model = model
 
     def collect(self) -> Iterator[Metric]:
         ready = self._bridge.failure is None
@@ -64,13 +68,17 @@ class EngineCollector(Collector):
         yield from _http_families(self._http)
         metrics = self._bridge.metrics
         if metrics is not None:
-            yield from _families(metrics)
+            yield from _families(metrics, self._model)
 
 
-def registry(bridge: Bridge, http: HttpCounts) -> CollectorRegistry:
-    """A registry of our own, so that no library's metrics mix in."""
+def registry(bridge: Bridge, http: HttpCounts, model: str) -> CollectorRegistry:
+    """A registry of our own, so that no library's metrics mix in.
+
+    Args:
+      model: the name that it serves, the label `model_name` of whatever the engine counts.
+    """
     own = CollectorRegistry(auto_describe=False)
-    own.register(EngineCollector(bridge, http))
+    own.register(EngineCollector(bridge, http, model))
     return own
 
 
@@ -91,37 +99,41 @@ def _http_families(http: HttpCounts) -> Iterator[Metric]:
     yield errors
 
 
-def _families(metrics: Metrics) -> Iterator[Metric]:
+def _families(metrics: Metrics, model: str) -> Iterator[Metric]:
     for name, attribute, words in _GAUGES:
-        yield GaugeMetricFamily(PREFIX + name, words, value=getattr(metrics, attribute))
+        gauge = GaugeMetricFamily(PREFIX + name, words, labels=_LABELS)
+        gauge.add_metric([model], getattr(metrics, attribute))
+        yield gauge
     for name, attribute, words in _COUNTERS:
-        yield CounterMetricFamily(PREFIX + name, words, value=getattr(metrics, attribute))
+        yield _counter(name, words, model, getattr(metrics, attribute))
     finished = CounterMetricFamily(
         f"{PREFIX}request_success",
         "Requests that ended by themselves.",
-        labels=["finished_reason"],
+        labels=[*_LABELS, "finished_reason"],
     )
     for reason, count in metrics.finished.items():
         if reason in ("stop", "length"):
-            finished.add_metric([reason], count)
+            finished.add_metric([model, reason], count)
     yield finished
-    yield CounterMetricFamily(
-        f"{PREFIX}request_aborts",
-        "Requests whose client did not wait for the end.",
-        value=metrics.finished["abort"],
-    )
-    yield CounterMetricFamily(
-        f"{PREFIX}request_failures",
-        "Requests that the engine could not finish.",
-        value=metrics.finished["error"],
-    )
+    words = "Requests whose client did not wait for the end."
+    yield _counter("request_aborts", words, model, metrics.finished["abort"])
+    words = "Requests that the engine could not finish."
+    yield _counter("request_failures", words, model, metrics.finished["error"])
     for name, attribute, words in _HISTOGRAMS:
-        yield _histogram(PREFIX + name, words, getattr(metrics, attribute))
+        yield _histogram(name, words, model, getattr(metrics, attribute))
 
 
-def _histogram(name: str, words: str, histogram: Histogram) -> Metric:
+def _counter(name: str, words: str, model: str, value: float) -> Metric:
+    counter = CounterMetricFamily(PREFIX + name, words, labels=_LABELS)
+    counter.add_metric([model], value)
+    return counter
+
+
+def _histogram(name: str, words: str, model: str, histogram: Histogram) -> Metric:
     buckets = [
         ("+Inf" if bound == float("inf") else str(float(bound)), float(count))
         for bound, count in histogram.cumulative()
     ]
-    return HistogramMetricFamily(name, words, buckets=buckets, sum_value=histogram.sum)
+    family = HistogramMetricFamily(PREFIX + name, words, labels=_LABELS)
+    family.add_metric([model], buckets=buckets, sum_value=histogram.sum)
+    return family

@@ -11,7 +11,7 @@ from tpuinfer.server.bridge import Bridge, Tokenizer
 from tpuinfer.server.failures import ApiError
 
 COMPILE_SECONDS = 10.0
-"""How long a client waits for its grammar at most."""
+"""How long a grammar may compile, and how long it may wait for its turn."""
 
 _THREADS = 2
 _MOST_WAITING = 64
@@ -38,15 +38,22 @@ class Guides:
         if guide is None:
             return [None] * count
         if self._pending >= _MOST_WAITING:
-            message = f"{self._pending} grammars wait to be compiled already: try again"
-            headers = {"Retry-After": "1"}
-            raise ApiError(503, message, kind="server_error", code="queue_full", headers=headers)
+            raise self._busy()
+        loop, begun = asyncio.get_running_loop(), asyncio.Event()
         tokenizer, vocab = self._bridge.tokenizer, self._bridge.vocab
+
+        def compile_now() -> list[Constraint]:
+            loop.call_soon_threadsafe(begun.set)
+            return self._compile(tokenizer, vocab, guide, count)
+
         self._pending += 1
-        work = asyncio.get_running_loop().run_in_executor(
-            self._pool, self._compile, tokenizer, vocab, guide, count
-        )
+        work = loop.run_in_executor(self._pool, compile_now)
         work.add_done_callback(self._done)
+        try:
+            await asyncio.wait_for(begun.wait(), self._seconds)
+        except TimeoutError:
+            work.cancel()
+            raise self._busy() from None
         try:
             return list(await asyncio.wait_for(asyncio.shield(work), self._seconds))
         except TimeoutError:
@@ -55,6 +62,11 @@ class Guides:
                 "above all counted repetitions and long lists of alternatives"
             )
             raise RequestError(message, param=guide.param) from None
+
+    def _busy(self) -> ApiError:
+        message = f"{self._pending} grammars wait to be compiled: try again"
+        headers = {"Retry-After": "1"}
+        return ApiError(503, message, kind="server_error", code="queue_full", headers=headers)
 
     def _done(self, work: "asyncio.Future[list[Constraint]]") -> None:
         self._pending -= 1

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tpuinfer.engine.request import Constraint, Request, SamplingParams
+from tpuinfer.server.asked import Tokenizer
 from tpuinfer.server.bridge import Bridge
 from tpuinfer.server.chat_body import ChatBody
 from tpuinfer.server.completion_body import CompletionBody
@@ -79,11 +80,7 @@ class Intake:
         echo = None
         if body.echo:
             skip = body.skip_special_tokens
-            echo = [
-                text if isinstance(text, str) else tokenizer.decode(text, skip_special_tokens=skip)
-                for text in texts
-                for _ in range(body.n)
-            ]
+            echo = await asyncio.to_thread(_echoes, tokenizer, texts, body.n, skip)
         return _job(
             body,
             "cmpl",
@@ -95,6 +92,19 @@ class Intake:
             echo=echo,
             silent=body.max_tokens == 0,
         )
+
+
+def _echoes(
+    tokenizer: Tokenizer, texts: Sequence[str | list[int]], n: int, skip_special_tokens: bool
+) -> list[str]:
+    """What stands before each answer, `n` for each prompt."""
+    shown = [
+        text
+        if isinstance(text, str)
+        else tokenizer.decode(text, skip_special_tokens=skip_special_tokens)
+        for text in texts
+    ]
+    return [text for text in shown for _ in range(n)]
 
 
 def _requests(

@@ -57,9 +57,11 @@ class Message(StrictBody):
 
     @model_validator(mode="after")
     def _fields_of_the_role(self) -> Self:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+        said = self.tool_calls or self.reasoning_content
+        if self.content is None and not (self.role == "assistant" and said):
             raise refusal(
-                "content is missing: only an assistant's turn of tool calls goes without",
+                "content is missing: only an assistant's turn of tool calls or reasoning goes "
+                "without",
                 "content",
                 "missing_required_parameter",
             )

@@ -27,7 +27,7 @@ def probes_router(
 ) -> APIRouter:
     """The routes; they answer whether there is an engine or not."""
     router = APIRouter()
-    own = exporter.registry(bridge, http)
+    own = exporter.registry(bridge, http, info.model)
 
     @router.get("/health", response_class=PlainTextResponse, responses=ERRORS)
     async def health() -> Response:

@@ -84,11 +84,15 @@ def described(kind: type[BaseModel]) -> dict[str, Any]:
 
 
 def complete(document: dict[str, Any]) -> dict[str, Any]:
-    """Move the schemas that `described` bodies bring along to where they refer to them."""
+    """Move the schemas that `described` bodies bring along to where they refer to them.
+
+    Two classes of one name must say the same, for there is one place for both.
+    """
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for path in document["paths"].values():
         for operation in path.values():
-            schemas.update(operation.get("requestBody", {}).pop(_DEFINITIONS, {}))
+            for name, schema in operation.get("requestBody", {}).pop(_DEFINITIONS, {}).items():
+                assert schemas.setdefault(name, schema) == schema, f"two classes are named {name}"
     return document
 
 

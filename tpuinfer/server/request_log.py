@@ -27,7 +27,8 @@ def request_log(style: str) -> Callable[[Trail], None] | None:
 
     def note(trail: Trail) -> None:
         if trail.route not in _QUIET or trail.status >= 400:
-            writer.put(lambda: shape(fields(trail)))
+            said = fields(trail)  # not the trail: it holds the prompts
+            writer.put(lambda: shape(said))
 
     return note
 

@@ -117,7 +117,11 @@ class EventStream(StreamingResponse):
         step = self._chunks.step
         try:
             async for deltas in self._answers:
-                if pieces := step(deltas):
+                if any(delta.prompt_logprobs for delta in deltas):  # as long as a prompt
+                    pieces = await asyncio.to_thread(step, deltas)
+                else:
+                    pieces = step(deltas)
+                if pieces:
                     await send(_part(pieces))
             return self._chunks.closing()
         except Exception as error:

@@ -35,12 +35,14 @@ def tokens_router(bridge: Bridge, info: ServerInfo, speech: Speech | None = None
                 add_generation_prompt=body.add_generation_prompt, more=body.chat_template_kwargs
             )
             ids = await prompts.of_chat(written.turns, body.size, variables)
-        strings = [tokenizer.token_text(token) for token in ids]
+        strings = None
+        if body.return_token_strs:
+            strings = await asyncio.to_thread(lambda: [tokenizer.token_text(one) for one in ids])
         return Tokenized(
             count=len(ids),
             max_model_len=bridge.context,
             tokens=ids,
-            token_strs=strings if body.return_token_strs else None,
+            token_strs=strings,
         )
 
     @router.post("/detokenize", openapi_extra=described(DetokenizeBody))

@@ -1,5 +1,6 @@
 """Lines written by a thread of their own: whoever logs never waits for a disk or a pipe."""
 
+import atexit
 import logging
 import queue
 import threading
@@ -26,6 +27,7 @@ class Writer:
         self._lines: queue.Queue[Make | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+        atexit.register(self.close, 1.0)
 
     def put(self, make: Make) -> None:
         """Write what `make` gives, which is called on the writer's thread."""
