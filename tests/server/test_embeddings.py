@@ -1,5 +1,6 @@
 """/v1/embeddings on a fake encoder, whose vectors are (number of tokens, their sum)."""
 
+import asyncio
 import base64
 import json
 import threading
@@ -11,10 +12,12 @@ from served import MODEL
 from starlette.testclient import TestClient
 
 from tpuinfer.errors import RequestError
+from tpuinfer.server import encoding
 from tpuinfer.server.app import create_app
 from tpuinfer.server.bridge import Bridge
 from tpuinfer.server.encoding import EncoderThread
 from tpuinfer.server.info import ServerInfo
+from tpuinfer.server.stream import while_wanted
 from tpuinfer.testing.fake import FakeTokenizer
 
 
@@ -163,3 +166,70 @@ def test_an_encoder_that_fails_is_a_503_from_then_on(served, embedder):
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_dead")
     assert "fire" not in json.dumps(reply.json())
     assert served.get("/health").status_code == 503
+
+
+class RowsEmbedder(FakeEmbedder):
+    """Attributes: seen, the rows of each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def stream(self, texts):
+        rows = list(texts)
+        self.seen.append(rows)
+        return super().stream(rows)
+
+
+def test_with_more_requests_than_texts_in_a_call_each_has_its_turn(monkeypatch):
+    monkeypatch.setattr(encoding, "MOST_AT_ONCE", 2)
+    embedder = RowsEmbedder()
+    embedder.gate.clear()
+    thread = EncoderThread(embedder, width=2)
+
+    async def ask_all():
+        first = asyncio.ensure_future(thread.embed([[9]]))
+        while not embedder.seen:
+            await asyncio.sleep(0.001)
+        others = [asyncio.ensure_future(thread.embed([[n], [n]])) for n in range(4)]
+        await asyncio.sleep(0)
+        embedder.gate.set()
+        return await asyncio.gather(first, *others)
+
+    asyncio.run(ask_all())
+    thread.stop()
+    assert [[row[0] for row in rows] for rows in embedder.seen] == [
+        [9],
+        [0, 1],
+        [2, 3],
+        [0, 1],
+        [2, 3],
+    ]
+
+
+def test_what_nobody_waits_for_is_not_encoded():
+    embedder = RowsEmbedder()
+    embedder.gate.clear()
+    thread = EncoderThread(embedder, width=2)
+
+    async def leave():
+        first = asyncio.ensure_future(thread.embed([[9]]))
+        while not embedder.seen:
+            await asyncio.sleep(0.001)
+        arrived = asyncio.Event()
+
+        async def receive():
+            await arrived.wait()
+            return {"type": "http.disconnect"}
+
+        leaving = asyncio.ensure_future(while_wanted(receive, thread.embed([[1], [2]])))
+        await asyncio.sleep(0)
+        arrived.set()
+        assert await leaving is None
+        embedder.gate.set()
+        await first
+        await thread.embed([[3]])
+
+    asyncio.run(leave())
+    thread.stop()
+    assert embedder.seen == [[[9]], [[3]]]

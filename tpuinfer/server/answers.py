@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
 
@@ -17,11 +17,8 @@ from tpuinfer.server.job import Job
 from tpuinfer.server.receive import described, json_body
 from tpuinfer.server.replies import ERRORS, ChatCompletion, Completion
 from tpuinfer.server.speech import Speech
-from tpuinfer.server.stream import Chunks, EventStream, client_gone
+from tpuinfer.server.stream import CLIENT_GONE, Chunks, EventStream, while_wanted
 from tpuinfer.server.whole import chat_reply, completion_reply, gather
-
-CLIENT_GONE = 499
-"""What a log shows for a request whose client did not wait; nobody receives it."""
 
 _STREAM_SCHEMA = {
     "description": "One JSON body, or server-sent events when `stream` is true.",
@@ -63,17 +60,12 @@ async def _answer(
     answers = await bridge.submit(job.requests)
     if job.stream:
         return EventStream(answers, chunks(job))
-    work: asyncio.Future[Any] = asyncio.ensure_future(gather(answers, job))
-    gone = asyncio.ensure_future(client_gone(http.receive))
     try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            return Response(status_code=CLIENT_GONE)
-        gathered = work.result()
+        gathered = await while_wanted(http.receive, gather(answers, job))
     finally:
-        gone.cancel()
-        work.cancel()
         answers.close()
+    if gathered is None:
+        return Response(status_code=CLIENT_GONE)
     return Response(await _encoded(job, gathered, encode), media_type="application/json")
 
 

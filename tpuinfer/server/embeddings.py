@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -18,6 +18,7 @@ from tpuinfer.server.fields import Int, Neutral, StrictBody, Text, worded
 from tpuinfer.server.info import ServerInfo
 from tpuinfer.server.receive import described, json_body
 from tpuinfer.server.replies import ERRORS, Reply
+from tpuinfer.server.stream import CLIENT_GONE, while_wanted
 
 MAX_INPUTS = 1024
 """Texts of one request."""
@@ -86,7 +87,9 @@ def embeddings_router(bridge: Bridge, info: ServerInfo) -> APIRouter:
     @router.post(
         "/embeddings", response_model=EmbeddingList, openapi_extra=described(EmbeddingBody)
     )
-    async def embeddings(body: Annotated[EmbeddingBody, json_body(EmbeddingBody)]) -> Response:
+    async def embeddings(
+        http: Request, body: Annotated[EmbeddingBody, json_body(EmbeddingBody)]
+    ) -> Response:
         """One vector for each text."""
         model = info.require(body.model)
         encoder = bridge.encoder
@@ -95,7 +98,9 @@ def embeddings_router(bridge: Bridge, info: ServerInfo) -> APIRouter:
         if (here := trail.current()) is not None:
             here.model, here.version = model, 0
             here.prompts, here.prompt_tokens = list(rows), sum(map(len, rows))
-        vectors = await encoder.embed(rows)
+        vectors = await while_wanted(http.receive, encoder.embed(rows))
+        if vectors is None:
+            return Response(status_code=CLIENT_GONE)
         encoded = await asyncio.to_thread(
             encode, vectors, sum(map(len, rows)), model, body.encoding_format
         )

@@ -112,25 +112,32 @@ class EncoderThread:
             self._fail(EngineDeadError(f"the encoder died: {type(error).__name__}"))
 
     def _next(self) -> list[tuple[_Ask, Rows]]:
-        """What goes in the next call: a fair part of every request that waits; empty: stop."""
+        """What goes in the next call: a fair part of every request that waits; empty: stop.
+
+        With more requests than texts in a call, those that had no part are first the next time.
+        """
         with self._changed:
             self._running = 0
-            while not self._asks and self._failure is None:
+            while not (live := self._live()) and self._failure is None:
                 self._changed.wait()
             if self._failure is not None:
                 return []
             batch: list[tuple[_Ask, Rows]] = []
             room = MOST_AT_ONCE
-            live = [ask for ask in self._asks if not ask.done.cancelled()]
-            self._asks = deque(live)
             for left, ask in zip(range(len(live), 0, -1), live, strict=True):
                 share = max(1, room // left) if room else 0
                 rows = ask.rows[len(ask.vectors) : len(ask.vectors) + share]
                 room -= len(rows)
                 if rows:
                     batch.append((ask, rows))
+            self._asks.rotate(-len(batch))
             self._running = len(batch)
-        return batch or self._next()
+        return batch
+
+    def _live(self) -> Sequence[_Ask]:
+        """The requests that somebody waits for."""
+        self._asks = deque(ask for ask in self._asks if not ask.done.cancelled())
+        return list(self._asks)
 
     def _hand_out(self, batch: Sequence[tuple[_Ask, Rows]], vectors: list[Any]) -> None:
         at = 0

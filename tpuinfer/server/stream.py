@@ -12,8 +12,8 @@ chunk, unless log-probabilities were asked for: every token has its own then.
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from starlette.responses import StreamingResponse
@@ -26,6 +26,11 @@ from tpuinfer.server.job import Job
 from tpuinfer.server.whole import usage
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CLIENT_GONE = 499
+"""What a log shows for a request whose client did not wait; nobody receives it."""
 
 DONE = b"data: [DONE]\n\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -133,6 +138,18 @@ async def client_gone(receive: Receive) -> None:
     """Wait for the client to hang up: the body has been read, so nothing else can come."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def while_wanted(receive: Receive, wanted: Awaitable[T]) -> T | None:
+    """What `wanted` gives; None as soon as the client is gone, and then it is cancelled."""
+    work = asyncio.ensure_future(wanted)
+    gone = asyncio.ensure_future(client_gone(receive))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        gone.cancel()
+        work.cancel()
 
 
 def _part(body: bytes) -> dict[str, Any]:
