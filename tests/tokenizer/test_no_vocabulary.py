@@ -48,7 +48,7 @@ def test_text_is_refused(bare: Tokenizer) -> None:
 
 def test_an_engine_serves_ids_and_refuses_stop_strings(bare: Tokenizer) -> None:
     engine = Engine(FakeRunner(1, capacity=64), bare)
-    with pytest.raises(RequestError, match=r"stop is \['x'\].*stop_token_ids") as caught:
+    with pytest.raises(RequestError, match=r"stop is set.*stop_token_ids") as caught:
         engine.add(Request("a", (1, 2), SamplingParams(stop="x")))
     assert caught.value.param == "stop"
     engine.add(Request("a", (1, 2), SamplingParams(temperature=0, max_tokens=9)))
