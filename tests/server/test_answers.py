@@ -1,6 +1,7 @@
 """What each parameter of the two endpoints does, on the fake engine."""
 
 import pytest
+from served import MODEL
 from starlette.testclient import TestClient
 from test_stream import events
 
@@ -191,3 +192,15 @@ def test_tokenising_refuses_by_name(client, path, body, param):
     reply = client.post(path, json=body)
     assert reply.status_code == 400, reply.text
     assert reply.json()["error"]["param"] == param
+
+
+def test_an_earlier_turn_of_reasoning_alone(client):
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None, "reasoning_content": "hm"},
+        {"role": "user", "content": "b"},
+    ]
+    body = {"model": MODEL, "messages": turns, "max_tokens": 2, "temperature": 0}
+    reply = client.post("/v1/chat/completions", json=body)
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["usage"]["prompt_tokens"] == len("user:a\nassistant:\nuser:b\nassistant:")

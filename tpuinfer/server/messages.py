@@ -79,6 +79,8 @@ class Message(StrictBody):
         """The message in OpenAI's shape without what is unset; parts become lines."""
         parts = self.content
         text = "\n".join(part.text for part in parts) if isinstance(parts, list) else parts
+        if text is None and not self.tool_calls:  # templates know none only beside calls
+            text = ""
         turn: dict[str, Any] = {
             "role": "system" if self.role == "developer" else self.role,
             "content": text,
