@@ -4,8 +4,8 @@ import math
 import re
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.+?) ([\w\-]+)\((?!\))")
-_ARRAY = re.compile(r"\bb?f\d+\[([\d,]+)\]")
-"""Of floats only: rings hold nothing else, and some array of integers may be as large."""
+_ARRAY = re.compile(r"\b(?!s32\b)\w+\[([\d,]+)\]")
+"""Of any type but int32, which no form of a ring has, and some array of which may be as large."""
 
 IN_PLACE = {"parameter", "get-tuple-element", "bitcast", "scatter", "fusion"}
 """Opcodes that hand a ring on. What a fusion does stands on lines of its own, and is judged too."""

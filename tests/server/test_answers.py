@@ -1,10 +1,13 @@
 """What each parameter of the two endpoints does, on the fake engine."""
 
+import threading
+
 import pytest
 from served import MODEL
 from starlette.testclient import TestClient
 from test_stream import events
 
+from tpuinfer.server.chunks import CompletionChunks
 from tpuinfer.server.replies import ChatCompletion, Completion
 
 
@@ -204,3 +207,27 @@ def test_an_earlier_turn_of_reasoning_alone(client):
     reply = client.post("/v1/chat/completions", json=body)
     assert reply.status_code == 200, reply.text
     assert reply.json()["usage"]["prompt_tokens"] == len("user:a\nassistant:\nuser:b\nassistant:")
+
+
+@pytest.mark.parametrize(("fields", "elsewhere"), [({"echo": True}, True), ({}, False)])
+def test_what_is_as_long_as_a_prompt_is_put_together_off_the_loop(
+    complete, monkeypatch, fields, elsewhere
+):
+    step, threads = CompletionChunks.step, []
+
+    def watched(self, deltas):
+        threads.append((threading.get_ident(), loop_thread))
+        return step(self, deltas)
+
+    opening = CompletionChunks.opening
+
+    def on_the_loop(self):
+        nonlocal loop_thread
+        loop_thread = threading.get_ident()
+        return opening(self)
+
+    loop_thread = 0
+    monkeypatch.setattr(CompletionChunks, "step", watched)
+    monkeypatch.setattr(CompletionChunks, "opening", on_the_loop)
+    assert complete("abc", stream=True, logprobs=1, max_tokens=2, **fields).status_code == 200
+    assert any(one != loop for one, loop in threads) == elsewhere

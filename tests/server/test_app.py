@@ -4,10 +4,11 @@ import pytest
 from served import CONTEXT, MODEL, Gate, fake_engine
 from starlette.testclient import TestClient
 
+from tpuinfer.engine.engine import Engine
 from tpuinfer.server.app import create_app
 from tpuinfer.server.bridge import Bridge
 from tpuinfer.server.info import ServerInfo
-from tpuinfer.testing.fake import FakeTokenizer
+from tpuinfer.testing.fake import FakeRunner, FakeTokenizer
 
 
 def test_a_chat(chat):
@@ -215,6 +216,23 @@ def test_a_full_queue_is_a_503(engine, complete):
     assert reply.json()["error"]["code"] == "queue_full"
     assert complete(max_tokens=1).status_code == 200
     assert (engine.metrics.waiting, engine.metrics.running) == (0, 0)
+
+
+def test_a_queue_that_is_full_of_tokens_is_a_503():
+    """Four prompts have a slot each; a fifth would wait, and too many tokens are in line."""
+    engine = Engine(FakeRunner(4, capacity=CONTEXT), FakeTokenizer(), max_waiting_tokens=15)
+    bridge = Bridge(MODEL)
+    bridge.attach(engine, FakeTokenizer())
+    with TestClient(create_app(bridge, ServerInfo(MODEL))) as client:
+        fits, full = (
+            client.post("/v1/completions", json={"model": MODEL, "prompt": ["a" * 10] * count})
+            for count in (4, 5)
+        )
+    bridge.stop()
+    assert fits.status_code == 200
+    assert (full.status_code, full.headers["retry-after"]) == (503, "1")
+    assert full.json()["error"]["code"] == "queue_full"
+    assert "15" in full.json()["error"]["message"]
 
 
 def test_a_dead_engine(engine, client, complete):

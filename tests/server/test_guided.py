@@ -1,7 +1,9 @@
 """Structured output and tools through HTTP, on the fake engine with real grammars."""
 
+import asyncio
 import json
 import time
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -10,8 +12,11 @@ from starlette.testclient import TestClient
 from test_stream import events
 
 from tpuinfer.engine.engine import Engine
+from tpuinfer.errors import RequestError
+from tpuinfer.grammar.guide import Guide
 from tpuinfer.server.app import create_app
 from tpuinfer.server.bridge import Bridge
+from tpuinfer.server.failures import ApiError
 from tpuinfer.server.guides import Guides
 from tpuinfer.server.info import ServerInfo
 from tpuinfer.testing.fake import FakeRunner, FakeTokenizer
@@ -168,3 +173,23 @@ def test_slow_grammars_are_given_up(complete, monkeypatch):
     bridge.stop()
     assert reply.status_code == 400
     assert reply.json()["error"]["param"] == "guided_regex"
+
+
+def test_a_grammar_that_waits_its_turn_too_long_is_a_503(monkeypatch):
+    """Those before it are slow; nothing is wrong with it."""
+    monkeypatch.setattr(Guides, "_compile", lambda *args: time.sleep(0.3))
+    guides = Guides(SimpleNamespace(tokenizer=None, vocab=128), seconds=0.1)
+
+    async def ask_all():
+        asked = [guides.constraints(Guide("regex", "a", "guided_regex"), 1) for _ in range(4)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    slow, also_slow, *waited = asyncio.run(ask_all())
+    assert {type(slow), type(also_slow)} == {RequestError}
+    for error in waited:
+        assert isinstance(error, ApiError), error
+        assert (error.status, error.code, error.headers) == (
+            503,
+            "queue_full",
+            {"Retry-After": "1"},
+        )
