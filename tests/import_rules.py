@@ -15,7 +15,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("front doors",),
     ("flags",),
     ("server", "benchmark", "group"),
-    ("engine", "planning"),
+    ("engine", "planning", "offline"),
     ("programs", "checkpoint"),
     ("models",),
     ("cache",),
@@ -67,6 +67,7 @@ RULES = (
 # Modules that may not import jax, flax or orbax themselves.
 NO_JAX = (
     "server",
+    "offline",
     "dialog",
     "tokenizer",
     "grammar",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tpuinfer.errors import RequestError
 from tpuinfer.grammar.guide import Guide
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "error", "preempted"]
 
 MAX_STOP_IDS = 16
 """Token ids that can end a row on the device: the model's own plus `stop_token_ids`."""
@@ -205,6 +205,9 @@ class Request:
       constraint: for `params.guide`, compiled, and of this request alone; None without one.
       shown_controls: control tokens that stay in the text even where special tokens are skipped:
         those that mark tool calls and reasoning in the model's format.
+      background: it gives way to requests that are not. It gets a slot that none of them waits for,
+        and may lose it to one: then it ends with finish_reason "preempted", what came of it is
+        void, and the same request can be added again, for the same tokens.
     """
 
     request_id: str
@@ -213,6 +216,7 @@ class Request:
     choice: int = 0
     constraint: Constraint | None = None
     shown_controls: Sequence[int] = ()
+    background: bool = False
     arrival: float = field(default_factory=time.monotonic)
 
 
