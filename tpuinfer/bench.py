@@ -10,7 +10,7 @@ from absl import flags
 from tpuinfer import flags as shared
 from tpuinfer.benchmark import modes, report, subject
 from tpuinfer.benchmark.modes import Options
-from tpuinfer.benchmark.workload import Blank
+from tpuinfer.benchmark.workload import LENGTHS, Blank
 from tpuinfer.config import Settings
 from tpuinfer.engine.accept import Tokenizer
 from tpuinfer.errors import ConfigError
@@ -25,6 +25,9 @@ _PROMPT_TOKENS = flags.DEFINE_integer(
 )
 _NEW_TOKENS = flags.DEFINE_integer("new-tokens", 128, "decode: tokens that each slot makes.")
 _REQUESTS = flags.DEFINE_integer("requests", 64, "batch: how many requests of mixed lengths.")
+_LENGTHS = flags.DEFINE_enum(
+    "lengths", LENGTHS[0], LENGTHS, "batch: how lengths are spread; long-tailed: most are short."
+)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each piece of work is timed.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the mix of requests and of random weights.")
 _AGAINST = flags.DEFINE_enum(
@@ -44,13 +47,13 @@ _PROMPTS = {"decode": 32, "prefill": 512}
 
 _LEAST_CONTEXT, _CONTEXT_STEP = 512, 128
 
-_OF_WORK = ("batch", "prompt-tokens", "new-tokens", "requests")
+_OF_WORK = ("batch", "prompt-tokens", "new-tokens", "requests", "lengths")
 _OF_DEVICES = ("against", "seed", "mesh", "rules", "dtype", "context", "strict-compile")
 _OF_REQUESTS = ("context-policy", "sinks", "prefill-wait-ms")
 
 _UNREAD = {
-    "decode": ("requests", "prefill-wait-ms"),
-    "prefill": ("batch", "new-tokens", "requests", "prefill-wait-ms"),
+    "decode": ("requests", "lengths", "prefill-wait-ms"),
+    "prefill": ("batch", "new-tokens", "requests", "lengths", "prefill-wait-ms"),
     "batch": ("batch", "prompt-tokens", "new-tokens"),
     "host": (*_OF_WORK, *_OF_DEVICES, *_OF_REQUESTS),
     "server": ("random-weights", *_OF_WORK, *_OF_DEVICES, *_OF_REQUESTS),
@@ -72,6 +75,7 @@ def main(mode: str) -> None:
         rounds=_ROUNDS.value,
         requests=_REQUESTS.value,
         seed=_SEED.value,
+        lengths=_LENGTHS.value,
     )
     chosen = _settings(mode, options)
     made = _on_host if mode in _ON_HOST else _on_devices

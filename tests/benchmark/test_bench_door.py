@@ -44,6 +44,7 @@ def test_host_as_a_table_and_a_file(model, tmp_path: Path):
         ((), f"say which of {MODES}"),
         (("decod",), f"'decod' is not one of {MODES}; nearest: decode"),
         (("decode", "prefill"), "'prefill' is one word too many"),
+        (("decode", "--lengths=long-tailed"), "--lengths means nothing to bench decode"),
         (("prefill", "--batch=2"), "--batch means nothing to bench prefill"),
         (("host", "--dtype=float32"), "--dtype means nothing to bench host"),
         (("decode", "--verify"), "--verify means nothing to bench decode"),

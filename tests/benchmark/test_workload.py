@@ -1,5 +1,9 @@
 """The mix of requests is the same for the same seed, and within its bounds."""
 
+import math
+
+import pytest
+
 from tpuinfer.benchmark.workload import Blank, Item, describe, mixed, prompt_ids
 
 PINNED = [(149, 29), (207, 170), (216, 105)]
@@ -27,6 +31,16 @@ def test_lengths_and_ids_stay_in_their_ranges():
     assert {len(item.prompt) for item in items} == {2, 3, 4}
     assert {item.new_tokens for item in items} == {1, 2, 3}
     assert {token for item in items for token in item.prompt} == set(range(7))
+
+
+def test_a_long_tail_has_many_short_ones_and_a_few_of_the_longest():
+    items = mixed(2000, 7, prompt=(4, 64), output=(8, 256), lengths="long-tailed")
+    answers = sorted(item.new_tokens for item in items)
+    assert answers[0] == 8
+    assert 250 < answers[-1] <= 256
+    assert {len(item.prompt) for item in items} == set(range(4, 65))
+    assert answers[1000] == pytest.approx((8 * 256) ** 0.5, rel=0.1), "the median is in the middle"
+    assert sum(answers) / 2000 == pytest.approx((256 - 8) / math.log(256 / 8), rel=0.05)
 
 
 def test_prompts_differ_from_one_another():

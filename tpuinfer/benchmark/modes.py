@@ -38,7 +38,8 @@ class Options:
       prompt_tokens, new_tokens: for prefill and decode, of each prompt and answer.
       rounds: how often each piece of work is timed, and as often a peer's in turn.
       requests, seed: for batch, how many requests, and which mix of them.
-      prompts, answers: for batch, the shortest and the longest, tokens.
+      prompts, answers: for batch, the shortest and the longest, tokens; lengths: how they are
+        spread, one of `workload.LENGTHS`.
     """
 
     batch: tuple[int, ...] = (1, 8, 16)
@@ -49,6 +50,7 @@ class Options:
     seed: int = 0
     prompts: tuple[int, int] = (16, 256)
     answers: tuple[int, int] = (16, 192)
+    lengths: str = "uniform"
 
     def __post_init__(self) -> None:
         values = {"prompt-tokens": self.prompt_tokens, "new-tokens": self.new_tokens}
@@ -120,6 +122,7 @@ def batch(subject: Subject, tokenizer: Tokenizer, options: Options) -> Report:
         seed=options.seed,
         prompt=options.prompts,
         output=options.answers,
+        lengths=options.lengths,
     )
     engine = Engine(
         subject.runner,

@@ -1,8 +1,12 @@
 """Requests to measure with: reproducible, and the same for us and for a peer. No jax."""
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+LENGTHS = ("uniform", "long-tailed")
+"""How the lengths of a mix are spread."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,25 @@ def mixed(
     seed: int = 0,
     prompt: tuple[int, int] = (16, 256),
     output: tuple[int, int] = (16, 192),
+    lengths: str = "uniform",
 ) -> list[Item]:
-    """Requests of mixed lengths, each length equally likely in its range, both ends included."""
+    """Requests of mixed lengths in these ranges, both ends included.
+
+    Args:
+      lengths: "uniform": each length is equally likely; "long-tailed": each factor is, so that most
+        are short and few are long, as what people ask of a model is.
+    """
     source = random.Random(f"mix {seed}")
-    lengths = [(source.randint(*prompt), source.randint(*output)) for _ in range(count)]
+    draw: Callable[[int, int], int] = source.randint
+    if lengths == "long-tailed":
+
+        def draw(low: int, high: int) -> int:
+            return round(low * math.exp(source.random() * math.log(high / low)))
+
+    drawn = [(draw(*prompt), draw(*output)) for _ in range(count)]
     return [
         Item(prompt_ids(tokens, vocab, seed=1_000_003 * seed + index), new)
-        for index, (tokens, new) in enumerate(lengths)
+        for index, (tokens, new) in enumerate(drawn)
     ]
 
 
