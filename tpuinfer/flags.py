@@ -131,14 +131,35 @@ def load(chosen: Settings, engine: EngineConfig) -> "Loaded":
     return loaded
 
 
-def load_to_serve(
-    chosen: Settings, engine: EngineConfig, *, max_waiting: int, max_waiting_tokens: int | None
-) -> "Loaded | LoadedEncoder":
-    """As `load`, of an encoder too, and with a bound on who may wait."""
-    from tpuinfer.engine import build, encoder
+def plan_to_serve(chosen: Settings, engine: EngineConfig) -> "Plan | EncoderPlan":
+    """What `load_to_serve` would load, an encoder too; the model is fetched if need be.
+
+    Raises:
+      TpuinferError: one line that names what is wrong.
+    """
+    from tpuinfer.engine import build
 
     with Bars() as progress:
-        plan = build.make_any_plan(chosen.model, **_wanted(chosen, engine, progress))
+        return build.make_any_plan(chosen.model, **_wanted(chosen, engine, progress))
+
+
+def load_to_serve(
+    chosen: Settings,
+    engine: EngineConfig,
+    *,
+    max_waiting: int,
+    max_waiting_tokens: int | None,
+    plan: "Plan | EncoderPlan | None" = None,
+) -> "Loaded | LoadedEncoder":
+    """As `load`, of an encoder too, and with a bound on who may wait.
+
+    Args:
+      plan: what `plan_to_serve` gave; None makes it.
+    """
+    from tpuinfer.engine import build, encoder
+
+    plan = plan or plan_to_serve(chosen, engine)
+    with Bars() as progress:
         _before_loading(plan, progress)
         if isinstance(plan, encoder.EncoderPlan):
             if CHAT_TEMPLATE.value:

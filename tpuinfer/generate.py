@@ -3,32 +3,21 @@
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from tpuinfer import flags as shared
+from tpuinfer import sampling_flags
 from tpuinfer.engine.llm import LLM
 from tpuinfer.engine.request import Delta, RequestOutput, SamplingParams
 from tpuinfer.errors import ConfigError, RequestError
-from tpuinfer.grammar.guide import Guide
 
 flags.adopt_module_key_flags(shared)
+flags.adopt_module_key_flags(sampling_flags)
 
 _PROMPT = flags.DEFINE_string("prompt", None, "Text to continue; with --chat, a user's message.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "File with one prompt per line; - for stdin.")
 _CHAT = flags.DEFINE_bool("chat", False, "Render prompts with the model's chat template.")
-_MAX_TOKENS = flags.DEFINE_integer("max-tokens", 256, "Most tokens to generate.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely token.")
-_TOP_P = flags.DEFINE_float("top-p", 1.0, "Keep the smallest set with this probability.")
-_TOP_K = flags.DEFINE_integer("top-k", 0, "Keep the k most likely tokens; 0 keeps all.")
-_MIN_P = flags.DEFINE_float("min-p", 0.0, "Drop tokens less likely than this part of the best.")
-_REPETITION = flags.DEFINE_float("repetition-penalty", 1.0, "Above 1: less of what was there.")
-_PRESENCE = flags.DEFINE_float("presence-penalty", 0.0, "Off each token the answer already has.")
-_FREQUENCY = flags.DEFINE_float("frequency-penalty", 0.0, "Likewise, as often as it has it.")
-_MIN_TOKENS = flags.DEFINE_integer("min-tokens", 0, "Tokens before which no answer ends.")
-_JSON_SCHEMA = flags.DEFINE_string("json-schema", None, "File with a schema for each answer.")
-_REGEX = flags.DEFINE_string("regex", None, "Regular expression that each answer matches.")
 _SEED = flags.DEFINE_integer("seed", None, "Same seed, same tokens; default: a fresh one.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object per prompt.")
 
@@ -37,17 +26,7 @@ def main() -> None:
     """Answer --prompt or every line of --prompts; with neither, talk."""
     chosen = shared.settings()
     params = SamplingParams(
-        temperature=_TEMPERATURE.value,
-        top_p=_TOP_P.value,
-        top_k=_TOP_K.value,
-        min_p=_MIN_P.value,
-        repetition_penalty=_REPETITION.value,
-        presence_penalty=_PRESENCE.value,
-        frequency_penalty=_FREQUENCY.value,
-        min_tokens=_MIN_TOKENS.value,
-        guide=_guide(),
-        seed=_SEED.value,
-        max_tokens=_MAX_TOKENS.value,
+        **sampling_flags.values(), guide=sampling_flags.guide(), seed=_SEED.value
     )
     prompts = _read_prompts()
     loaded = shared.load(chosen, chosen.engine())
@@ -69,28 +48,15 @@ def _read_prompts() -> list[str] | None:
         return [_PROMPT.value]
     if _PROMPTS.value is None:
         return None
-    text = sys.stdin.read() if _PROMPTS.value == "-" else _text("prompts", _PROMPTS.value)
+    text = _prompt_file(_PROMPTS.value)
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ConfigError(f"prompts is {_PROMPTS.value!r}: it has no line with text")
     return lines
 
 
-def _guide() -> Guide | None:
-    if _JSON_SCHEMA.value is not None and _REGEX.value is not None:
-        raise ConfigError("both --json-schema and --regex are given: give one")
-    if _JSON_SCHEMA.value is not None:
-        return Guide("json_schema", _text("json-schema", _JSON_SCHEMA.value), "json-schema")
-    return None if _REGEX.value is None else Guide("regex", _REGEX.value, "regex")
-
-
-def _text(name: str, path: str) -> str:
-    """What is in the file that the flag `name` gives."""
-    try:
-        return Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{name} is {path!r}: cannot be read ({why})") from error
+def _prompt_file(path: str) -> str:
+    return sys.stdin.read() if path == "-" else sampling_flags.read_text("prompts", path)
 
 
 def _answer(

@@ -15,16 +15,19 @@ from absl import flags
 
 from tpuinfer import flags as shared
 from tpuinfer.checkpoint import catalogue
+from tpuinfer.checkpoint.paths import is_remote
 from tpuinfer.dialog.formats import REASONING_PARSERS, TOOL_PARSERS, find_format
 from tpuinfer.errors import ConfigError
 from tpuinfer.server.access import Keys
 from tpuinfer.server.admin import Operations
 from tpuinfer.server.app import ServerOptions, create_app
 from tpuinfer.server.audit import Audit
+from tpuinfer.server.batching import MIB, Keeping
 from tpuinfer.server.bridge import Bridge
 from tpuinfer.server.info import ServerInfo
 from tpuinfer.server.listen import bind, serve
 from tpuinfer.server.request_log import FORMATS, request_log
+from tpuinfer.server.store import Store, StoreError
 
 if TYPE_CHECKING:
     from tpuinfer.engine.build import Loaded
@@ -74,6 +77,13 @@ _REASONING_PARSER = flags.DEFINE_string(
     None,
     f"How it marks reasoning: {', '.join(REASONING_PARSERS)}; default: by its chat template.",
 )
+_DATA_DIR = flags.DEFINE_string(
+    "data-dir", None, "Folder for files and batches; default: the user's data folder."
+)
+_BATCHES = flags.DEFINE_bool("batches", True, "Offer /v1/files and /v1/batches.")
+_MAX_FILE_MB = flags.DEFINE_integer(
+    "max-file-mb", 512, "MiB that a file for a batch may have.", lower_bound=1
+)
 
 _LIBRARIES = ("tpuinfer", "jax", "jaxlib", "flax", "orbax-checkpoint")
 
@@ -118,7 +128,15 @@ class Server:
             audit = Audit(Path(_AUDIT_LOG.value).expanduser(), decode)
             notes.append(audit)
             closes.append(audit.close)
-        return ServerOptions(keys, notes, closes, self._operations(), _versions(), **self.parsers)
+        return ServerOptions(
+            keys,
+            notes,
+            closes,
+            self._operations(),
+            _versions(),
+            **self.parsers,
+            keeping=self._keeping(),
+        )
 
     def load(self) -> None:
         """Load the model and hand it to the bridge."""
@@ -139,6 +157,38 @@ class Server:
         else:
             self.bridge.attach(loaded.engine, loaded.tokenizer)
         self.ready.set()
+
+    def _keeping(self) -> Keeping:
+        """Where files and batches are.
+
+        Raises:
+          ConfigError: not in the folder that was asked for. The user's own may be another server's:
+            this one goes on without, and says so.
+        """
+        most = _MAX_FILE_MB.value * MIB
+        if not _BATCHES.value:
+            reason = "this server offers no files and batches: start it without --nobatches"
+            return Keeping(reason=reason)
+        asked = _DATA_DIR.value
+        if asked and is_remote(asked):
+            raise ConfigError(f"data-dir is {asked!r}: it must be on a disk of this machine")
+        try:
+            store = Store(Path(asked).expanduser() if asked else _own_data())
+        except StoreError as error:
+            if asked:
+                raise ConfigError(f"data-dir is {asked!r}: {error}") from error
+            _log.warning("no files and batches: %s; --data-dir DIR takes another folder", error)
+            reason = "this server has no folder for files and batches: its log has why"
+            return Keeping(reason=reason)
+        return Keeping(store, most_bytes=most, identity=self._identity)
+
+    def _identity(self) -> str:
+        from tpuinfer.engine.identity import identity
+
+        assert self.loaded is not None, "a server that is not ready answers no batch"
+        template = shared.CHAT_TEMPLATE.value
+        found = identity(self.loaded.plan, name=self.name, chat_template=template)
+        return str(found["fingerprint"])
 
     def _operations(self) -> Operations:
         from tpuinfer.engine import profile
@@ -203,6 +253,12 @@ def _keys_in(flag: flags.FlagHolder[str | None]) -> Sequence[str]:
     if not keys:
         raise ConfigError(f"{flag.name} is {flag.value!r}: there is no key in it")
     return keys
+
+
+def _own_data() -> Path:
+    import platformdirs  # not needed where --data-dir is given
+
+    return Path(platformdirs.user_data_dir("tpuinfer")) / "serve"
 
 
 def _is_loopback(host: str) -> bool:

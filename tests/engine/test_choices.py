@@ -33,3 +33,11 @@ def test_each_has_a_constraint_of_its_own() -> None:
     ]
     assert None not in made
     assert made[0] is not made[1]
+
+
+def test_all_of_a_background_prompt_are_background_requests() -> None:
+    assert [one.background for one in split("r", [1], SamplingParams(n=2), background=True)] == [
+        True,
+        True,
+    ]
+    assert not split("r", [1], SamplingParams())[0].background

@@ -169,7 +169,7 @@ def test_abort_in_every_phase() -> None:
     assert not one.abort("decoding")
     assert not one.abort("never seen")
     assert (one.metrics.running, one.metrics.waiting) == (0, 0)
-    assert one.metrics.finished == {"stop": 0, "length": 0, "abort": 3, "error": 0}
+    assert one.metrics.finished == {"stop": 0, "length": 0, "abort": 3, "error": 0, "preempted": 0}
     assert one.has_work, "a dispatch is still in flight"
     assert step(one, answers) == []
     assert not one.has_work
@@ -280,7 +280,7 @@ def test_metrics() -> None:
     one = engine(slots=1)
     run(one, ask("a", "abc", max_tokens=4), ask("b", "|", max_tokens=9))
     metrics = one.metrics
-    assert metrics.finished == {"stop": 1, "length": 1, "abort": 0, "error": 0}
+    assert metrics.finished == {"stop": 1, "length": 1, "abort": 0, "error": 0, "preempted": 0}
     assert (metrics.prompt_tokens, metrics.generation_tokens) == (4, 8)
     assert (metrics.ttft.count, metrics.inter_token.count, metrics.queue.count) == (2, 6, 2)
     assert metrics.ttft.sum > metrics.queue.sum > 0

@@ -72,5 +72,5 @@ def test_a_constraint_that_fails_is_an_error_of_its_request_only() -> None:
         "nothing may follow 2 tokens",
     )
     assert last["free"].finish_reason == "length"
-    assert one.metrics.finished == {"stop": 0, "length": 1, "abort": 0, "error": 1}
+    assert one.metrics.finished == {"stop": 0, "length": 1, "abort": 0, "error": 1, "preempted": 0}
     assert one.metrics.latency.count == 1

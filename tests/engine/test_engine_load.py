@@ -5,7 +5,7 @@ Who is admitted when is checked step by step in test_scheduler_load; here it is 
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from unittest import mock
 
@@ -30,7 +30,10 @@ CROWD = 100  # nobody comes while so many are here
 
 @dataclass(frozen=True)
 class Setting:
-    """What an engine is made of: `counts` slots a shard in each class; times in steps."""
+    """What an engine is made of: `counts` slots a shard in each class; times in steps.
+
+    `background` is the part of the prompts that are background requests.
+    """
 
     counts: tuple[int, ...] = (2,)
     shards: int = 1
@@ -38,6 +41,7 @@ class Setting:
     rolls: bool = False
     steps: int = 1
     wait: float = 0.0
+    background: float = 0.0
 
     @property
     def classes(self) -> list[tuple[int, int]]:
@@ -83,14 +87,15 @@ class WatchedRunner(FakeRunner):
         )
         self.opened: list[Name] = []
         self.holders: dict[int, Name] = {}
+        self.replaced: list[Name] = []
         self.ended: set[Name] = set()
 
     def prefill(self, work: Sequence[PrefillWork]) -> FakePending:
         for one in work:
             name = name_of(one)
             if one.start == 0:
-                holder = self.holders.get(one.slot)
-                assert holder is None or holder in self.ended, f"slot {one.slot} is taken"
+                if one.slot in self.holders:
+                    self.replaced.append(self.holders[one.slot])
                 self.holders[one.slot] = name
                 self.opened.append(name)
             assert self.holders[one.slot] == name, f"a stranger's chunk in slot {one.slot}"
@@ -110,10 +115,10 @@ class Ask:
     ends: list[tuple[FinishReason | None, str | int | None]] = field(default_factory=list)
 
 
-def random_asks(name: str, chance: random.Random, rolls: bool) -> list[Ask]:
+def random_asks(name: str, chance: random.Random, setting: Setting) -> list[Ask]:
     characters = [chr(token) for token in range(VOCAB)]
     most = chance.choice([None, 1, 2, chance.randint(1, MAX_TOKENS)])
-    longest = 2 * CAPACITIES[-1] if rolls else CAPACITIES[-1] - 1
+    longest = 2 * CAPACITIES[-1] if setting.rolls else CAPACITIES[-1] - 1
     size = chance.choice([1, chance.randint(1, CHUNK), chance.randint(1, longest)])
     least = chance.randint(0, min(most or MAX_TOKENS, max(0, CAPACITIES[-1] - size)))
     condition = None
@@ -138,7 +143,9 @@ def random_asks(name: str, chance: random.Random, rolls: bool) -> list[Ask]:
     )
     make = condition.constraint if condition else None
     prompt = chance.choices(range(VOCAB), k=size)
-    return [Ask(one, condition) for one in split(name, prompt, params, constraint=make)]
+    behind = chance.random() < setting.background
+    requests = split(name, prompt, params, constraint=make, background=behind)
+    return [Ask(one, condition) for one in requests]
 
 
 def limit_of(request: Request, rolls: bool) -> int:
@@ -234,10 +241,11 @@ class Load:
         self.live: dict[str, Ask] = {}
         self.done: list[Ask] = []
         self.aborted: list[Ask] = []
+        self.preempted: list[Request] = []
         self.seen = self.arrived = 0
 
     def arrive(self) -> None:
-        for ask in random_asks(f"r{self.arrived}", self.chance, self.setting.rolls):
+        for ask in random_asks(f"r{self.arrived}", self.chance, self.setting):
             self.engine.add(ask.request)
             self.live[ask.request.request_id] = ask
             self.arrived += 1
@@ -255,6 +263,9 @@ class Load:
         before = len(self.runner.events)
         for delta in self.engine.step():
             self.hear(delta)
+        taken = [name for name in self.runner.replaced if name not in self.runner.ended]
+        assert not taken, f"the slots of {taken} are given away"
+        self.runner.replaced.clear()
         self.check_pipeline(self.runner.events[before:])
         metrics = self.engine.metrics
         assert metrics.running + metrics.waiting == len(self.live)
@@ -262,6 +273,9 @@ class Load:
     def hear(self, delta: Delta) -> None:
         ask = self.live[delta.request_id]  # KeyError: finished, aborted or never seen
         assert delta.choice == ask.request.choice
+        if delta.finish_reason == "preempted":
+            self.again(ask, delta)
+            return
         if not delta.token_ids:
             assert ask.condition
             assert 0 in (ask.condition.done, ask.condition.fails)
@@ -279,6 +293,21 @@ class Load:
             ask.ends.append((delta.finish_reason, delta.stop_reason))
             self.runner.ended.add(name_of(ask.request))
             self.done.append(self.live.pop(delta.request_id))
+
+    def again(self, ask: Ask, delta: Delta) -> None:
+        """A background request lost its slot: what came is void, and it joins the queue anew."""
+        old = ask.request
+        assert old.background
+        assert delta == Delta(old.request_id, finish_reason="preempted", choice=old.choice)
+        tokens, text, _ = alone(ask, self.setting.rolls)
+        assert ask.tokens == tokens[: len(ask.tokens)]
+        assert text.startswith(ask.text)
+        self.runner.ended.add(name_of(old))
+        self.preempted.append(old)
+        fresh = ask.condition.constraint() if ask.condition else None
+        ask.request = replace(old, params=replace(old.params), constraint=fresh)
+        ask.tokens, ask.text = [], ""
+        self.engine.add(ask.request)
 
     def check_pipeline(self, events: list[tuple[str, int]]) -> None:
         """Masks, prefill, decode, then reads: all but the newest dispatch, or all of them."""
@@ -307,7 +336,9 @@ class Load:
         assert not self.live
         assert len(self.done) + len(self.aborted) == self.arrived
         metrics = self.engine.metrics
-        assert sum(metrics.finished.values()) == self.arrived
+        assert sum(metrics.finished.values()) == self.arrived + len(self.preempted)
+        assert metrics.preemptions == len(self.preempted)
+        assert (metrics.background_running, metrics.background_waiting) == (0, 0)
         assert (metrics.running, metrics.waiting) == (0, 0)
         assert (metrics.ring_tokens, metrics.waiting_tokens) == (0, 0)
         opened = set(self.runner.opened)
@@ -341,6 +372,7 @@ class Load:
         rolls=st.booleans(),
         steps=st.sampled_from([1, 1, 2, 5]),
         wait=st.sampled_from([0, 0, 3]),
+        background=st.sampled_from([0.0, 0.5, 0.9]),
     ),
     arrivals=st.sampled_from([0.3, 1.0, 3.0, 200.0]),
     aborts=st.sampled_from([0.0, 0.05, 0.3]),
@@ -356,3 +388,11 @@ def test_ten_thousand_requests() -> None:
     load = Load(random.Random(0), setting)
     load.run(10_000, arrivals=2.0, aborts=0.05)
     assert len(load.done) > 9000
+
+
+def test_ten_thousand_requests_of_both_kinds() -> None:
+    setting = Setting(counts=(4, 2, 2), shards=2, rows=4, steps=2, wait=2, background=0.5)
+    load = Load(random.Random(1), setting)
+    load.run(10_000, arrivals=1.0, aborts=0.05)
+    assert len(load.done) > 9000
+    assert len(load.preempted) > 300

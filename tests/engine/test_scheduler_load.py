@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from hypothesis import given, settings
@@ -24,7 +24,10 @@ BACKLOG = 100  # nobody comes while so many wait
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is made of; `wait` is in steps, of which each takes one second."""
+    """What a run is made of; `wait` is in steps, of which each takes one second.
+
+    `background` is the part of the jobs that are background ones, `took` the time of a prefill.
+    """
 
     layout: SlotLayout
     rows: dict[int, int]
@@ -33,6 +36,8 @@ class Setting:
     arrivals: float
     aborts: float
     constrained: float
+    background: float = 0.0
+    took: float = 0.0
 
 
 class Load:
@@ -47,7 +52,10 @@ class Load:
             max_waiting=10**6,
             wait=setting.wait,
         )
-        self.clock = self.added = self.prefills = self.ended = 0
+        self.clock = self.added = self.prefills = self.ended = self.preempted = 0
+        self.behind = 0  # background prefills while an interactive job runs
+        self.rest = 0.0  # there is none before
+        self.took = 0.0
         self.waiting: list[Job] = []  # in the order added
         self.prefilling: list[Job] = []  # in the order admitted
         self.held: dict[int, Job] = {}
@@ -59,9 +67,12 @@ class Load:
             [1, self.chance.randint(1, 8), self.chance.randint(1, 8 * LONGEST)]
         )
         limit = self.chance.randint(1, MOST)
-        constrained = self.chance.random() < self.setting.constrained
+        constraint = None
+        if self.chance.random() < self.setting.constrained:
+            constraint = FakeConstraint(range)
+        background = self.chance.random() < self.setting.background
         job = Job(
-            Request(str(self.added), (), constraint=FakeConstraint(range) if constrained else None),
+            Request(str(self.added), (), constraint=constraint, background=background),
             (1,) * size,
             limit=limit,
             need=min(size + limit, self.layout.capacity),
@@ -69,15 +80,24 @@ class Load:
             seed=0,
             chunks=cut(size, 8, BUCKETS),
         )
-        self.scheduler.add(job)
-        self.patience[job] = self.clock + (1 + self.rivals(job)) * self.longest_stay()
-        self.waiting.append(job)
+        self.line_up(job)
         self.added += 1
 
+    def line_up(self, job: Job) -> None:
+        """Background jobs may starve as long as there are others."""
+        self.scheduler.add(job)
+        if not job.request.background:
+            self.patience[job] = self.clock + (1 + self.rivals(job)) * self.longest_stay()
+        self.waiting.append(job)
+
     def rivals(self, job: Job) -> int:
-        """How many requests hold, or will get before it, a slot that the job could use."""
-        holders = [slot for slot in self.held if self.layout.capacity_of(slot) >= job.need]
-        return len(holders) + len(self.waiting)
+        """How many of its kind hold, or will get before it, a slot that the job could use."""
+        holders = [slot for slot in self.running() if self.layout.capacity_of(slot) >= job.need]
+        return len(holders) + sum(not one.request.background for one in self.waiting)
+
+    def running(self) -> dict[int, Job]:
+        """Interactive jobs, by slot."""
+        return {slot: job for slot, job in self.held.items() if not job.request.background}
 
     def longest_stay(self) -> int:
         """Steps that a slot is held at most: everybody's chunks, the wait, one's answer."""
@@ -85,7 +105,7 @@ class Load:
 
     def step(self) -> None:
         self.clock += 1
-        self.admit()
+        self.admit(alone=not self.running())
         before = {job: job.prefilled for job in self.prefilling}
         self.check_prefill(before, self.scheduler.plan_prefill(self.clock))
         needy = {
@@ -101,10 +121,9 @@ class Load:
                 self.end(job)
         if self.waiting and self.chance.random() < self.setting.aborts:
             self.end(self.chance.choice(self.waiting))
-        assert (self.scheduler.running, self.scheduler.waiting) == (
-            len(self.held),
-            len(self.waiting),
-        )
+        scheduler = self.scheduler
+        assert (scheduler.running, scheduler.waiting) == (len(self.held), len(self.waiting))
+        assert len(scheduler.background_jobs) == len(self.held) - len(self.running())
         late = [job.order for job in self.patience if self.patience[job] < self.clock]
         assert not late, f"{late} starve"
 
@@ -116,15 +135,45 @@ class Load:
         if job in self.prefilling:
             self.prefilling.remove(job)
         self.scheduler.finish(job)
-        del self.patience[job]
+        self.patience.pop(job, None)
         self.ended += 1
 
-    def admit(self) -> None:
-        """By the book: in the order added, each the shortest free ring that suits it, if any."""
+    def admit(self, *, alone: bool) -> None:
+        """By the book, and again as long as somebody must make room."""
+        if alone:
+            self.rest = max(self.rest, self.clock + 2 * self.took)
+        self.admit_by_the_book()
+        while (victim := self.scheduler.in_the_way()) is not None:
+            assert victim is self.victim()
+            self.end(victim)
+            self.ended -= 1
+            self.preempted += 1
+            fresh = replace(victim, phase=Phase.WAITING, prefilled=0, promised=0, mask=None)
+            self.admit_by_the_book()
+            self.line_up(fresh)
+        assert self.victim() is None
+
+    def victim(self) -> Job | None:
+        """Whom the oldest interactive job that waits, and can be helped, should replace."""
+        holders = [
+            (self.layout.class_of(slot), holder.written, -holder.order)
+            for slot, holder in self.held.items()
+            if holder.request.background
+        ]
+        for job in self.waiting:
+            if not job.request.background:
+                suit = [one for one in holders if self.layout.capacities[one[0]] >= job.need]
+                if suit:
+                    order = -min(suit)[2]
+                    return next(one for one in self.held.values() if one.order == order)
+        return None
+
+    def admit_by_the_book(self) -> None:
+        """In the order added, each the shortest free ring that suits it; background ones last."""
         free = Counter(self.layout.class_of(slot) for slot in range(self.layout.slots))
         free.subtract(self.layout.class_of(slot) for slot in self.held)
         expected = []
-        for job in self.waiting:
+        for job in sorted(self.waiting, key=lambda job: job.request.background):
             for ring_class, capacity in enumerate(self.layout.capacities):
                 if free[ring_class] and capacity >= job.need:
                     free[ring_class] -= 1
@@ -144,14 +193,17 @@ class Load:
 
     def check_prefill(self, before: dict[Job, int], plan: PrefillPlan | None) -> None:
         """The oldest advances, and with it whoever fits; nothing is held for long."""
-        if not self.prefilling:
+        candidates = [job for job in self.prefilling if not job.request.background]
+        if not candidates and not (self.running() and self.clock < self.rest):
+            candidates = self.prefilling
+        if not candidates:
             assert plan is None
             return
-        first = self.prefilling[0]
+        first = candidates[0]
         bucket = first.chunks[before[first]].bucket
         room = Counter(dict.fromkeys(range(self.layout.shards), self.setting.rows[bucket]))
         batch = []
-        for job in self.prefilling:
+        for job in candidates:
             shard = self.layout.shard_of(job.slot)
             if job.chunks[before[job]].bucket == bucket and room[shard]:
                 room[shard] -= 1
@@ -174,6 +226,18 @@ class Load:
         self.prefilling = [job for job in self.prefilling if job.prefilled < len(job.chunks)]
         self.check_masks(plan.rows, plan.masks)
         self.prefills += 1
+        self.check_kind(plan, batch)
+
+    def check_kind(self, plan: PrefillPlan, batch: list[Job]) -> None:
+        """One kind to a plan; then it is read, at once."""
+        assert {job.request.background for job in batch} == {plan.background}
+        took = self.setting.took * self.chance.random()
+        self.scheduler.prefilled(took, self.clock, background=plan.background)
+        if plan.background:
+            self.took, self.rest = took, self.clock + 2 * took
+            self.behind += bool(self.running())
+        else:
+            self.rest += took
 
     def check_decode(
         self, needy: dict[int, tuple[Job, int]], plan: DecodePlan | None
@@ -231,6 +295,8 @@ class Load:
     arrivals=st.sampled_from([0.3, 1.0, 3.0, 100.0]),
     aborts=st.sampled_from([0.0, 0.02, 0.2]),
     constrained=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
+    background=st.sampled_from([0.0, 0.5, 0.9]),
+    took=st.sampled_from([0.0, 1.0, 5.0]),
 )
 def test_what_it_promises_holds_at_every_step(
     seed: int,
@@ -242,6 +308,8 @@ def test_what_it_promises_holds_at_every_step(
     arrivals: float,
     aborts: float,
     constrained: float,
+    background: float,
+    took: float,
 ) -> None:
     counts = tuple(count * shards for count in per_shard)
     setting = Setting(
@@ -252,6 +320,8 @@ def test_what_it_promises_holds_at_every_step(
         arrivals,
         aborts,
         constrained,
+        background,
+        took,
     )
     Load(random.Random(seed), setting).run(jobs=100)
 
@@ -269,3 +339,21 @@ def test_ten_thousand_jobs() -> None:
     load = Load(random.Random(0), setting)
     load.run(jobs=10_000)
     assert load.prefills > 5000
+
+
+def test_ten_thousand_jobs_of_both_kinds() -> None:
+    setting = Setting(
+        SlotLayout((12, 6, 4), CAPACITIES, 2),
+        {2: 4, 4: 2, 8: 1},
+        steps=2,
+        wait=1.5,
+        arrivals=2.0,
+        aborts=0.005,
+        constrained=0.2,
+        background=0.6,
+        took=2.0,
+    )
+    load = Load(random.Random(0), setting)
+    load.run(jobs=10_000)
+    assert load.preempted > 1000
+    assert load.behind > 500

@@ -58,6 +58,16 @@ def test_http_requests_are_counted_by_route(client, complete):
     assert after["tpuinfer:errors_total", "not_found"] == 1
 
 
+def test_background_requests_are_seen(engine, client, complete):
+    complete()
+    engine.metrics.finished["preempted"] += 2
+    engine.metrics.background_running, engine.metrics.background_waiting = 3, 7
+    after = samples(client)
+    assert after["tpuinfer:num_preemptions_total",] == 2
+    assert after["tpuinfer:num_background_running",] == 3
+    assert after["tpuinfer:num_background_waiting",] == 7
+
+
 def test_a_recompile_is_seen(engine, client, complete):
     engine.runner.recompiles = 3
     complete()

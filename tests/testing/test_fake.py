@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tpuinfer.engine.request import TOP_LOGPROBS, SamplingParams
 from tpuinfer.engine.runner import Pending, PrefillWork, Runner
 from tpuinfer.errors import RequestError
 from tpuinfer.programs.slots import SlotLayout
+from tpuinfer.testing import fake
 from tpuinfer.testing.fake import FakeRunner, FakeTokenizer, add_up, answer
 
 WORK = PrefillWork(
@@ -145,10 +147,30 @@ def test_results_are_fixed_at_dispatch() -> None:
 def test_results_can_take_their_time() -> None:
     runner = FakeRunner(1)
     runner.seconds = 0.02
-    pending = runner.prefill([WORK])
     before = time.monotonic()
-    pending.result()
+    runner.prefill([WORK]).result()
     assert time.monotonic() - before >= 0.02
+
+
+def test_dispatches_take_their_time_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(fake, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    runner = FakeRunner(1)
+    runner.seconds = {"prefill": 5, "decode": 1}
+    prefill, decode = runner.prefill([WORK]), runner.decode(1, {0: 1})
+    sleep(2)  # the host's own work, meanwhile
+    prefill.result()
+    assert now == 5
+    decode.result()
+    assert now == 6
+    sleep(10)
+    runner.decode(1, {0: 1}).result()
+    assert now == 17
 
 
 def test_a_slot_left_out_is_dead_until_it_is_reopened() -> None:

@@ -101,3 +101,9 @@ def test_a_template_beyond_python_s_own_bounds_is_refused_in_one_line(source: st
     with pytest.raises(TokenizerError, match=r"^mine: Python cannot compile it") as caught:
         ChatTemplate(source, name="mine")
     assert "\n" not in str(caught.value)
+
+
+def test_a_clock_that_is_given_goes_before_the_time_and_need_not_be_read() -> None:
+    clock = datetime.datetime(1970, 1, 2).strftime
+    assert _render("{{ strftime_now('%Y-%m-%d') }}", strftime_now=clock) == "1970-01-02"
+    assert _render("plain", strftime_now=clock) == "plain"

@@ -7,10 +7,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from tpuinfer.benchmark import limits
 from tpuinfer.benchmark.bounds import Machine, ModelCost, model_cost
+from tpuinfer.benchmark.floor import ring_bytes
 from tpuinfer.benchmark.peer_transformers import Peer
 from tpuinfer.benchmark.weights import random_params
 from tpuinfer.benchmark.workload import Blank
@@ -102,7 +101,7 @@ def prepare(
         plan,
         build.start(plan, params, cache_dir=cache_dir, progress=progress),
         machine,
-        model_cost(plan.config, shapes, _ring_bytes(plan)),
+        model_cost(plan.config, shapes, ring_bytes(plan)),
         Peer(hf_config, params, plan.dtype) if against else None,
     )
 
@@ -142,11 +141,3 @@ def _plan(
     )
     assert plan.path is not None
     return plan, checkpoint_load.read_config(plan.path)
-
-
-def _ring_bytes(plan: build.Plan) -> float:
-    """Keys and values of one token in one layer, over all devices, copies counted."""
-    layout, config = plan.layout, plan.config
-    itemsize = jax.numpy.dtype(plan.rings[0][0].dtype).itemsize
-    copies = layout.mesh.size / (layout.shards("batch") * layout.shards("kv_heads"))
-    return 2 * config.kv_heads * config.head_dim * itemsize * copies

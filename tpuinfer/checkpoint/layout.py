@@ -190,6 +190,22 @@ def write_sums(path: Path, progress: Progress = silent) -> None:
     (path / SUMS).write_text("".join(lines), "utf-8")
 
 
+def sums_of_texts(path: Path) -> dict[str, str]:
+    """File -> SHA-256 of what lies beside the parameters: the config and the tokenizer's files.
+
+    They are those that were written down; the files are not read.
+
+    Raises:
+      CheckpointError: the sums cannot be read.
+    """
+    sums = _read_sums(path / SUMS)
+    return {
+        name: digest
+        for name, digest in sums.items()
+        if name != MANIFEST and not name.startswith(f"{PARAMS}/")
+    }
+
+
 def verify(path: Path, progress: Progress = silent) -> None:
     """Read every file of a checkpoint directory and compare it with SHA256SUMS.
 

@@ -36,11 +36,12 @@ def locate(path: str | os.PathLike[str]) -> Path:
         return Path(text).expanduser().absolute()
     from etils import epath  # type: ignore[import-untyped]
 
-    remote = cast(Path, epath.Path(text))
     try:
+        remote = cast(Path, epath.Path(text))
         remote.exists()
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        unknown = isinstance(error, KeyError)
+        reason = "unknown scheme" if unknown else (str(error).splitlines() or [repr(error)])[0]
         raise CheckpointError(f"{text}: object storage cannot be reached ({reason})") from None
     return remote
 

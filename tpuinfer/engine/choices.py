@@ -21,6 +21,7 @@ def split(
     *,
     constraint: Callable[[], Constraint] | None = None,
     shown_controls: Sequence[int] = (),
+    background: bool = False,
 ) -> list[Request]:
     """The `params.n` requests that answer one prompt, as choices 0, 1, ...
 
@@ -29,7 +30,7 @@ def split(
 
     Args:
       constraint: makes what one answer must conform to, afresh for each.
-      shown_controls: see `Request`.
+      shown_controls, background: see `Request`.
     """
     n = params.n
     seed = fresh_seed() if params.seed is None else params.seed
@@ -43,6 +44,7 @@ def split(
             choice,
             constraint() if constraint else None,
             shown_controls,
+            background,
         )
         for choice in range(n)
     ]

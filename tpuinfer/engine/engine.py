@@ -40,15 +40,15 @@ Done = Callable[[RequestError | None], None]
 
 
 class Dispatch(NamedTuple):
-    """One dispatch in flight: its first `steps` rows hold tokens, in the columns of `rows`.
+    """One dispatch in flight, since `began`, seconds.
 
-    Of the prompts in it, those of `scored` asked for log-probabilities.
+    The first `steps` rows hold tokens, in the columns of the plan's `rows`.
     """
 
     pending: Pending
     steps: int
-    rows: dict[int, Job]
-    scored: dict[int, Job]
+    plan: PrefillPlan | DecodePlan
+    began: float
 
 
 class Engine:
@@ -79,9 +79,10 @@ class Engine:
           runner: slots and programs; nobody else may dispatch to it meanwhile.
           tokenizer: the vocabulary of the runner's model.
           steps: tokens a row per decode dispatch, a platform's setting.
-          max_waiting: how many requests may wait beyond those that a free slot will take.
-          max_waiting_tokens: how many tokens their prompts may have in all, unless only one waits;
-            None for any number.
+          max_waiting: how many requests may wait beyond those that a free slot will take; as many
+            interactive and as many background ones.
+          max_waiting_tokens: how many tokens their prompts may have in all, unless only one waits,
+            and likewise for each kind; None for any number.
           prefill_wait: seconds that a new request may be held back so that others join its prefill;
             those that decode go on meanwhile.
         """
@@ -105,6 +106,7 @@ class Engine:
         self._answers: dict[Job, Answer] = {}
         self._in_flight: deque[Dispatch] = deque()
         self._update: tuple[Any, Done] | None = None
+        self._last_read = 0.0
 
     @property
     def context(self) -> int | None:
@@ -167,9 +169,10 @@ class Engine:
         """Go on with other weights, of the same names, shapes, dtypes and places.
 
         Requests that have a slot are answered with the old ones; the others wait until those are
-        done, and get the new ones, as does all that is added later. `on_done` is called then, from
-        `step`, or at once where no slot is taken: with None, or with the error by which the runner
-        refused the weights; in that case the old ones stay.
+        done, and get the new ones, as does all that is added later. Background requests that still
+        have a slot then are preempted. `on_done` is called then, from `step`, or at once where no
+        slot is taken: with None, or with the error by which the runner refused the weights; in that
+        case the old ones stay.
 
         Raises:
           RequestError: other weights are waiting to be taken already.
@@ -204,17 +207,26 @@ class Engine:
         return deltas
 
     def _admit(self, now: float) -> list[Delta]:
-        """Give out free slots, unless other weights wait until all are free.
+        """Give out slots, unless other weights wait until no interactive request has one.
 
-        Returns a last delta for each of those whose constraint leaves no token to begin with.
+        Returns a last delta for each of those that are preempted, and of those whose constraint
+        leaves no token to begin with.
         """
+        scheduler = self._scheduler
+        ended: list[Delta] = []
         if self._update is not None:
-            if self._scheduler.running:
+            if scheduler.running > len(scheduler.background_jobs):
                 return []
+            ended += map(self._preempt, scheduler.background_jobs)
             self._take_weights()
-        ended = []
-        for job in self._scheduler.admit(now):
-            self.metrics.admitted(len(job.prompt), now - job.request.arrival)
+        admitted = scheduler.admit(now)
+        while (job := scheduler.in_the_way()) is not None:
+            ended.append(self._preempt(job))
+            admitted += scheduler.admit(now)
+        for job in admitted:
+            request = job.request
+            waited = now - request.arrival
+            self.metrics.admitted(len(job.prompt), waited, background=request.background)
             if job.constrained:
                 delta = self._answers[job].delta()
                 self._constrain(job, delta)
@@ -222,6 +234,11 @@ class Engine:
                     self._finish(job, delta.finish_reason)
                     ended.append(delta)
         return ended
+
+    def _preempt(self, job: Job) -> Delta:
+        self._finish(job, "preempted")
+        request = job.request
+        return Delta(request.request_id, finish_reason="preempted", choice=request.choice)
 
     def _take_weights(self) -> None:
         assert self._update is not None
@@ -244,26 +261,32 @@ class Engine:
         if masks:
             self.runner.constrain(masks)
         if prefill:
+            began = time.monotonic()
             pending = self.runner.prefill(prefill.work)
-            self._in_flight.append(Dispatch(pending, 1, prefill.rows, prefill.scored))
+            self._in_flight.append(Dispatch(pending, 1, prefill, began))
         if decode:
+            began = time.monotonic()
             pending = self.runner.decode(decode.steps, decode.quotas)
-            self._in_flight.append(Dispatch(pending, decode.steps, decode.rows, {}))
+            self._in_flight.append(Dispatch(pending, decode.steps, decode, began))
             self.metrics.decoded(len(decode.rows))
 
     def _read(self, leave: int) -> list[Delta]:
         """Wait for the oldest dispatches until only `leave` are in flight."""
         deltas: list[Delta] = []
         while len(self._in_flight) > leave:
-            pending, steps, rows, scored = self._in_flight.popleft()
+            pending, steps, plan, began = self._in_flight.popleft()
             result = pending.result()
             now = time.monotonic()
-            for slot, job in scored.items():
-                if job.phase is not Phase.FINISHED:
-                    self._answers[job].score(result.prompts[slot])
+            if isinstance(plan, PrefillPlan):
+                took = now - max(began, self._last_read)
+                self._scheduler.prefilled(took, now, background=plan.background)
+                for slot, job in plan.scored.items():
+                    if job.phase is not Phase.FINISHED:
+                        self._answers[job].score(result.prompts[slot])
+            self._last_read = now
             tokens = result.tokens[:steps].T.tolist()
             logprobs = result.logprobs[:steps].T.tolist()
-            for slot, job in rows.items():
+            for slot, job in plan.rows.items():
                 if job.phase is Phase.FINISHED:
                     continue
                 answer = self._answers[job]
@@ -277,12 +300,13 @@ class Engine:
 
     def _account(self, job: Job, answer: Answer, delta: Delta, now: float) -> None:
         """Count what was read at `now`, and let go of a request that ended with it."""
-        arrival = job.request.arrival
-        self.metrics.generated(len(delta.token_ids), now, answer.last_seen, arrival)
+        arrival, background = job.request.arrival, job.request.background
+        count = len(delta.token_ids)
+        self.metrics.generated(count, now, answer.last_seen, arrival, background=background)
         answer.last_seen = now
         if answer.first_seen is None:
             answer.first_seen = now
-        if delta.finish_reason in ("stop", "length"):
+        if delta.finish_reason in ("stop", "length") and not background:
             self.metrics.answered(
                 answer.count,
                 arrival=arrival,
@@ -302,6 +326,8 @@ class Engine:
     def _gauge(self) -> None:
         metrics, scheduler = self.metrics, self._scheduler
         metrics.running, metrics.waiting = scheduler.running, scheduler.waiting
+        metrics.background_running = len(scheduler.background_jobs)
+        metrics.background_waiting = scheduler.background_waiting
         metrics.waiting_tokens = scheduler.waiting_tokens
         metrics.ring_tokens = scheduler.ring_tokens
 

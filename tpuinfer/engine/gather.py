@@ -1,4 +1,4 @@
-"""From the deltas of many requests to whole answers, in the order of the prompts. No jax."""
+"""From the deltas of a prompt's requests to its whole answers. No jax."""
 
 from collections.abc import Sequence
 
@@ -6,34 +6,32 @@ from tpuinfer.engine.request import CompletionOutput, Delta, Request, RequestOut
 
 
 class Gathered:
-    """The answers to some prompts while they grow; each prompt has as many as it has requests."""
+    """The answers to one prompt while they grow, one for each of its requests.
 
-    def __init__(self, texts: Sequence[str | None], groups: Sequence[Sequence[Request]]) -> None:
-        """`texts`: the prompts as text where they were, `groups`: the requests of each prompt."""
-        self._prompt_of = {
-            request.request_id: index for index, group in enumerate(groups) for request in group
-        }
-        self.outputs = [
-            RequestOutput(
-                group[0].request_id,
-                text,
-                list(group[0].prompt_token_ids),
-                [CompletionOutput(request.choice) for request in group],
-                False,
-            )
-            for text, group in zip(texts, groups, strict=True)
-        ]
+    Attributes:
+      index: the prompt's place among those of its call.
+      output: what has come so far.
+    """
 
-    def hear(self, delta: Delta) -> int:
-        """Take in what is new; returns the index of the prompt that it is about."""
-        index = self._prompt_of[delta.request_id]
-        output = self.outputs[index]
+    def __init__(self, index: int, text: str | None, requests: Sequence[Request]) -> None:
+        """`text`: the prompt as text where it was."""
+        self.index = index
+        self.output = RequestOutput(
+            requests[0].request_id,
+            text,
+            list(requests[0].prompt_token_ids),
+            [CompletionOutput(request.choice) for request in requests],
+            False,
+        )
+
+    def hear(self, delta: Delta) -> None:
+        """Take in what is new."""
+        output = self.output
         _extend(output.outputs[delta.choice], delta)
         if delta.prompt_logprobs is not None:
             output.prompt_logprobs = delta.prompt_logprobs
             output.prompt_top_logprobs = delta.prompt_top_logprobs
         output.finished = all(answer.finish_reason is not None for answer in output.outputs)
-        return index
 
 
 def _extend(answer: CompletionOutput, delta: Delta) -> None:

@@ -96,12 +96,14 @@ class PrefillPlan:
       rows: the jobs whose first token it samples.
       scored: the jobs that asked for log-probabilities of the chunk.
       masks: what those of `rows` that are constrained pick with.
+      background: whether its jobs are background requests; they are all of one kind.
     """
 
     work: list[PrefillWork]
     rows: dict[int, Job]
     scored: dict[int, Job]
     masks: dict[int, Mask]
+    background: bool
 
 
 @dataclass(frozen=True, slots=True)

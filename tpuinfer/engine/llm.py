@@ -2,9 +2,9 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
@@ -12,13 +12,14 @@ from tpuinfer.checkpoint.progress import silent
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine import build, encoder, footprint
 from tpuinfer.engine.accept import check_text
+from tpuinfer.engine.calls import Asked, Calls, Listener, answer_all, stream
 from tpuinfer.engine.choices import split
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.embed import Embedder, Vector
 from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.footprint import Share
-from tpuinfer.engine.gather import Gathered
-from tpuinfer.engine.request import Constraint, Delta, RequestOutput, SamplingParams
+from tpuinfer.engine.prompts import Prompt, as_list, paired, per_prompt
+from tpuinfer.engine.request import Constraint, RequestOutput, SamplingParams
 from tpuinfer.errors import ConfigError, RequestError
 from tpuinfer.programs.manifest import Entry
 from tpuinfer.sharding.report import Placement
@@ -27,8 +28,10 @@ from tpuinfer.sharding.rules import ShardingRules
 if TYPE_CHECKING:
     from tpuinfer.grammar.compiler import GrammarCompiler
 
-Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
+Answers = Generator[RequestOutput, None, None]
+
+T = TypeVar("T")
 
 _UNBOUNDED = 2**31
 """Waiting requests of an offline run: the caller's list is the bound."""
@@ -161,7 +164,7 @@ class LLM:
         Raises:
           RequestError: a text cannot be encoded as asked, or the model is no encoder.
         """
-        found = list(self.embed_stream(_as_list(texts), truncate=truncate, prompt=prompt))
+        found = list(self.embed_stream(as_list(texts), truncate=truncate, prompt=prompt))
         return np.stack(found) if found else np.zeros((0, self.plan.config.embed), np.float32)
 
     def embed_stream(
@@ -174,18 +177,39 @@ class LLM:
         """
         return self._embedder.stream(texts, truncate=truncate, prompt=prompt)
 
+    @overload
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         parse_special: bool = False,
-        on_delta: Callable[[int, Delta], None] | None = None,
-    ) -> list[RequestOutput]:
+        on_delta: Listener | None = None,
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Iterator[Prompt],
+        sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
+        *,
+        parse_special: bool = False,
+        on_delta: Listener | None = None,
+    ) -> Answers: ...
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt] | Iterator[Prompt],
+        sampling_params: Any = None,
+        *,
+        parse_special: bool = False,
+        on_delta: Listener | None = None,
+    ) -> list[RequestOutput] | Answers:
         """Complete prompts, batched; answers come back in the order of the prompts.
 
         Args:
-          prompts: one or several, each a string or a list of token ids.
+          prompts: one or several, each a string or a list of token ids; or an iterator, such as a
+            generator, of any number of them.
           sampling_params: one for all, or one per prompt; None = the defaults (16 tokens).
           parse_special: control-token text in a prompt, such as "<|im_start|>", becomes that token;
             otherwise it is text like any other. Token ids are taken as they are.
@@ -196,80 +220,124 @@ class LLM:
           one entry per prompt, with `n` outputs. An answer that cannot conform to its guide any
           more ends with finish_reason "error", and its `error` says why.
 
-        Raises:
-          RequestError: a prompt or a parameter cannot be served, and then nothing is generated; or
-            the model is an encoder.
-        """
-        engine = self._engine
-        several = _as_list(prompts)
-        texts = [prompt if isinstance(prompt, str) else None for prompt in several]
-        ids = [
-            self.tokenizer.encode(prompt, parse_special=parse_special)
-            if isinstance(prompt, str)
-            else list(prompt)
-            for prompt in several
-        ]
-        return self._run(engine, texts, ids, sampling_params, on_delta)
+          Of an iterator, these entries one by one, as a generator: each as soon as those before it
+          are out. It reads ahead, max(64, 8 x slots) answers, and holds no more; it computes while
+          the next entry is asked for, and when it is closed what is running is aborted. Several may
+          be open at once.
 
+        Raises:
+          RequestError: a prompt or a parameter cannot be served, and then nothing is generated; of
+            an iterator, when the answers before it are out. Or the model is an encoder.
+        """
+
+        def ask(prompt: Prompt, how: SamplingParams) -> Asked:
+            if isinstance(prompt, str):
+                ids = self.tokenizer.encode(prompt, parse_special=parse_special)
+                return self._ask(prompt, ids, how)
+            if isinstance(prompt, int):
+                raise RequestError(
+                    f"a prompt is {prompt}: it must be a string or a list of token ids",
+                    param="prompt",
+                )
+            return self._ask(None, list(prompt), how)
+
+        if isinstance(prompts, Iterator):
+            return self._stream(prompts, sampling_params, ask, on_delta)
+        return self._all(as_list(prompts), sampling_params, ask, on_delta)
+
+    @overload
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        on_delta: Callable[[int, Delta], None] | None = None,
+        on_delta: Listener | None = None,
         **template_kwargs: Any,
-    ) -> list[RequestOutput]:
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Iterator[Sequence[Message]],
+        sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        on_delta: Listener | None = None,
+        **template_kwargs: Any,
+    ) -> Answers: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]] | Iterator[Sequence[Message]],
+        sampling_params: Any = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        on_delta: Listener | None = None,
+        **template_kwargs: Any,
+    ) -> list[RequestOutput] | Answers:
         """Answer one conversation, or several; each is a list of {"role", "content"}.
 
         Args:
-          messages: control-token text in them stays plain text.
+          messages: one conversation, several, or an iterator of conversations. Control-token text
+            in them stays plain text.
           sampling_params: as for `generate`.
           tools: what the model may call, as JSON schemas in the form its chat template knows.
           on_delta: as for `generate`.
           template_kwargs: further variables of the chat template, such as enable_thinking.
 
+        Returns:
+          as `generate`: a list, or a generator where `messages` is an iterator.
+
         Raises:
           RequestError: as `generate`, or the chat template refuses the messages, knows no tools or
             no such variable.
         """
-        engine = self._engine
+        given: dict[str, Any] = {**template_kwargs, **({"tools": tools} if tools else {})}
+
+        def ask(conversation: Sequence[Message], how: SamplingParams) -> Asked:
+            if not conversation or isinstance(conversation, Mapping):
+                what = "a message" if conversation else "empty"
+                raise RequestError(
+                    f"a conversation is {what}: it must be a list of at least one message",
+                    param="messages",
+                )
+            text = self.tokenizer.apply_chat_template(conversation, **given)
+            return self._ask(text, self.tokenizer.encode_chat(conversation, **given), how)
+
+        if isinstance(messages, Iterator):
+            return self._stream(messages, sampling_params, ask, on_delta)
         if not messages:
             raise RequestError("messages is empty: give at least one", param="messages")
-        conversations: Any = [messages] if isinstance(messages[0], Mapping) else messages
-        given: dict[str, Any] = {**template_kwargs, **({"tools": tools} if tools else {})}
-        texts = [self.tokenizer.apply_chat_template(one, **given) for one in conversations]
-        ids = [self.tokenizer.encode_chat(one, **given) for one in conversations]
-        return self._run(engine, texts, ids, sampling_params, on_delta)
+        several: Any = [messages] if isinstance(messages[0], Mapping) else messages
+        return self._all(several, sampling_params, ask, on_delta)
 
-    def _run(
+    def _ask(self, text: str | None, ids: list[int], how: SamplingParams) -> Asked:
+        name = f"generate-{next(self._ids)}"
+        return Asked(text, split(name, ids, how, constraint=self._constraint(how)))
+
+    def _all(
         self,
-        engine: Engine,
-        texts: Sequence[str | None],
-        ids: Sequence[list[int]],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-        on_delta: Callable[[int, Delta], None] | None,
+        prompts: Sequence[T],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        ask: Callable[[T, SamplingParams], Asked],
+        on_delta: Listener | None,
     ) -> list[RequestOutput]:
-        params = _per_prompt(sampling_params, len(ids))
-        groups = [
-            split(f"generate-{next(self._ids)}", prompt, how, constraint=self._constraint(how))
-            for prompt, how in zip(ids, params, strict=True)
-        ]
-        gathered = Gathered(texts, groups)
-        requests = [request for group in groups for request in group]
-        try:
-            for request in requests:
-                engine.add(request)
-            while engine.has_work:
-                for delta in engine.step():
-                    index = gathered.hear(delta)
-                    if on_delta:
-                        on_delta(index, delta)
-        except BaseException:
-            for request in requests:
-                engine.abort(request.request_id)
-            raise
-        return gathered.outputs
+        calls, each = self._calls, per_prompt(params, len(prompts))
+        return answer_all(calls, list(map(ask, prompts, each)), on_delta)
+
+    def _stream(
+        self,
+        prompts: Iterator[T],
+        params: SamplingParams | Iterable[SamplingParams] | None,
+        ask: Callable[[T, SamplingParams], Asked],
+        on_delta: Listener | None,
+    ) -> Answers:
+        return stream(self._calls, itertools.starmap(ask, paired(prompts, params)), on_delta)
+
+    @functools.cached_property
+    def _calls(self) -> Calls:
+        return Calls(self._engine)
 
     def _constraint(self, params: SamplingParams) -> Callable[[], Constraint] | None:
         """What makes the constraints of answers to one prompt; None where there is no guide."""
@@ -295,12 +363,14 @@ class LLM:
 
         Raises:
           RequestError: they differ in one of these, and then the old ones stay; requests are
-            running, as in a call from `on_delta`; or the model is an encoder.
+            running, as in a call from `on_delta`, or an iterator of `generate` is open; or the
+            model is an encoder.
         """
         engine = self._engine
-        if engine.metrics.running or engine.metrics.waiting:
+        if self._calls.busy or engine.metrics.running or engine.metrics.waiting:
             raise RequestError(
-                "requests are running: call update_params when generate has returned",
+                "requests are running: call update_params when generate has returned, and its "
+                "iterators have ended or been closed",
                 param="params",
             )
         outcome: list[RequestError | None] = []
@@ -319,23 +389,3 @@ class LLM:
     def programs(self) -> list[Entry]:
         """Every compiled program: what it is fixed to, and what it cost."""
         return self._runner.manifest
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    several: list[Any] = list(prompts)
-    return [several] if several and isinstance(several[0], int) else several
-
-
-def _per_prompt(
-    params: SamplingParams | Sequence[SamplingParams] | None, count: int
-) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
-    if len(params) != count:
-        raise RequestError(
-            f"{len(params)} sampling parameters for {count} prompts: give one, or one each",
-            param="sampling_params",
-        )
-    return list(params)

@@ -1,8 +1,13 @@
-"""What the engine counts while it runs; the server exports it later. Pure Python, no clock."""
+"""What the engine counts while it runs; the server exports it later. Pure Python, no clock.
+
+Gauges and token counters are over all requests, so that slots and tokens add up; histograms observe
+interactive requests only, those that somebody waits for.
+"""
 
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 from tpuinfer.engine.request import FinishReason
 
@@ -48,11 +53,13 @@ class Metrics:
     Attributes:
       slots: rows there are. running: those taken (prefilling or decoding).
       waiting: requests that have no slot yet. waiting_tokens: tokens of their prompts.
+      background_running, background_waiting: those of `running` and of `waiting` that are
+        background requests.
       ring_capacity: tokens that all rings hold together. ring_tokens: those taken.
       version: how often the weights were exchanged.
       steps: engine steps that dispatched or read something.
       prompt_tokens: tokens of the prompts that got a slot.
-      generation_tokens: tokens generated.
+      generation_tokens: tokens generated. Both with those of requests that were preempted later.
       decode_rows: rows that wanted tokens, summed over decode dispatches. decode_slots: rows that
         there were, summed likewise.
       recompiles: compiles since warm-up; anything but 0 is an incident.
@@ -72,6 +79,8 @@ class Metrics:
     running: int = 0
     waiting: int = 0
     waiting_tokens: int = 0
+    background_running: int = 0
+    background_waiting: int = 0
     ring_capacity: int = 0
     ring_tokens: int = 0
     version: int = 0
@@ -82,7 +91,7 @@ class Metrics:
     decode_slots: int = 0
     recompiles: int = 0
     finished: dict[FinishReason, int] = field(
-        default_factory=lambda: {"stop": 0, "length": 0, "abort": 0, "error": 0}
+        default_factory=lambda: dict.fromkeys(get_args(FinishReason), 0)
     )
     ttft: Histogram = field(default_factory=Histogram)
     inter_token: Histogram = field(default_factory=Histogram)
@@ -99,6 +108,11 @@ class Metrics:
         return self.decode_rows / self.decode_slots if self.decode_slots else 0.0
 
     @property
+    def preemptions(self) -> int:
+        """Background requests that had to give up their slots."""
+        return self.finished["preempted"]
+
+    @property
     def ring_usage(self) -> float:
         """The part of all rings that is taken, in [0, 1]."""
         return self.ring_tokens / self.ring_capacity if self.ring_capacity else 0.0
@@ -108,15 +122,26 @@ class Metrics:
         self.decode_rows += rows
         self.decode_slots += self.slots
 
-    def admitted(self, prompt_tokens: int, waited: float) -> None:
+    def admitted(self, prompt_tokens: int, waited: float, *, background: bool = False) -> None:
         """A request got a slot `waited` seconds after it arrived."""
         self.prompt_tokens += prompt_tokens
-        self.prompt_lengths.observe(prompt_tokens)
-        self.queue.observe(waited)
+        if not background:
+            self.prompt_lengths.observe(prompt_tokens)
+            self.queue.observe(waited)
 
-    def generated(self, tokens: int, now: float, before: float | None, arrival: float) -> None:
+    def generated(
+        self,
+        tokens: int,
+        now: float,
+        before: float | None,
+        arrival: float,
+        *,
+        background: bool = False,
+    ) -> None:
         """A request got `tokens` tokens at `now`; its last ones came at `before`, if any."""
         self.generation_tokens += tokens
+        if background:
+            return
         if before is None:
             self.ttft.observe(now - arrival)
         else:
@@ -125,7 +150,7 @@ class Metrics:
     def answered(
         self, tokens: int, *, arrival: float, admitted: float, first: float, last: float
     ) -> None:
-        """A request ended by itself after `tokens` tokens, of which the first came at `first`."""
+        """An interactive request ended by itself after `tokens` tokens, the first at `first`."""
         self.generation_lengths.observe(tokens)
         self.prefill.observe(first - admitted)
         self.decode.observe(last - first)

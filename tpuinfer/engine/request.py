@@ -207,7 +207,8 @@ class Request:
         those that mark tool calls and reasoning in the model's format.
       background: it gives way to requests that are not. It gets a slot that none of them waits for,
         and may lose it to one: then it ends with finish_reason "preempted", what came of it is
-        void, and the same request can be added again, for the same tokens.
+        void, and the same request can be added again, for the same tokens: with its seed set, and a
+        fresh constraint if it had one.
     """
 
     request_id: str

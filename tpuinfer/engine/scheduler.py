@@ -1,15 +1,27 @@
 """Who runs when: waiting -> prefilling -> decoding -> finished. Pure Python, no clock.
 
-What always holds:
+What always holds, for interactive requests among themselves and for background ones likewise:
   - a request may use any slot whose ring holds what it needs; no slot goes to a request while one
     that was added before it waits and could use that slot;
   - nobody waits while a slot is free that suits: short requests pass a long one that waits for a
     long ring, and borrow long rings that nobody else waits for;
-  - the oldest prefilling request advances by one chunk in every prefill dispatch;
+  - the oldest prefilling request advances by one chunk in every prefill dispatch of its kind;
   - every decoding request that still needs tokens is in every decode dispatch;
   - no dispatch is planned for tokens that are already on their way, or in which nobody would pick.
 From these follows that nothing starves: the slots a request could use are held by requests added
 before it, and once it has one, only those admitted before it go before it.
+
+Background requests give way to interactive ones.
+  - They get the slots that no waiting interactive one could use, and count in the limits of their
+    own queue only.
+  - While an interactive request waits for want of a slot that a background one holds, that one is
+    `in_the_way`: it is to be finished, and `admit` called again.
+  - They prefill when no interactive request does, in dispatches of their own. While interactive
+    ones run, each such prefill is followed by a rest of twice the time that it took, and so is the
+    moment in which the first of them is admitted. Interactive prefills make the rest longer by the
+    time that they take: so decoding takes half as long again, at most.
+  - Decode dispatches they share: more rows neither slow one down nor change its tokens.
+The interactive ones come first, so that background ones starve while those take everything.
 
 A constrained request picks each token with a mask of its own, which is made from the token before.
   - It picks when its mask is there, one token, and the plan takes the mask along; else it waits in
@@ -25,15 +37,18 @@ a is constrained and its third token ends it; b is not; 4 steps a dispatch:
     read              P0   D1   D2   D3   D4: done  D5
 """
 
-from bisect import bisect_left
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import inf
 
 from tpuinfer.engine.job import DecodePlan, Job, Mask, PrefillPlan
+from tpuinfer.engine.lane import Lane, shortage
 from tpuinfer.engine.request import Phase
 from tpuinfer.engine.slots import SlotPool
 from tpuinfer.errors import RequestError
 from tpuinfer.programs.slots import SlotLayout
+
+_REST = 2.0
+"""How long no background prefill begins after one, in the time that it took."""
 
 
 class QueueFullError(RequestError):
@@ -69,30 +84,41 @@ class Scheduler:
         self._max_waiting_tokens = max_waiting_tokens
         self._wait = wait
         self._pool = SlotPool(layout)
-        self._added = self._waiting_tokens = 0
-        # who waits, by the smallest class that holds what they need, in the order added
-        self._lines: list[deque[Job]] = [deque() for _ in layout.counts]
-        self._prefilling: list[Job] = []  # as admitted, so the first is the oldest
+        self._added = 0
+        self._interactive, self._background = Lane(layout), Lane(layout)
         self._decoding: dict[int, Job] = {}
+        # background prefills rest until then while interactive requests run; the last one's seconds
+        self._resume = self._took = 0.0
 
     @property
     def waiting(self) -> int:
-        return sum(map(len, self._lines))
+        """Requests that have no slot, of both kinds."""
+        return self._interactive.waiting + self._background.waiting
 
     @property
     def waiting_tokens(self) -> int:
         """Tokens of the prompts of those that wait."""
-        return self._waiting_tokens
+        return self._interactive.waiting_tokens + self._background.waiting_tokens
 
     @property
     def running(self) -> int:
-        """Requests that hold a slot."""
+        """Requests that hold a slot, of both kinds."""
         return self._pool.used
+
+    @property
+    def background_waiting(self) -> int:
+        """Those of `waiting` that are background requests."""
+        return self._background.waiting
+
+    @property
+    def background_jobs(self) -> list[Job]:
+        """Those of `running` that are background requests."""
+        return list(self._background.running.values())
 
     @property
     def ring_tokens(self) -> int:
         """Tokens in all rings, those that are being dispatched included."""
-        running = (*self._prefilling, *self._decoding.values())
+        running = (*self._interactive.running.values(), *self._background.running.values())
         return sum(min(job.written, self._layout.capacity_of(job.slot)) for job in running)
 
     def add(self, job: Job) -> None:
@@ -100,41 +126,61 @@ class Scheduler:
 
         Raises:
           QueueFullError: the free slots that would suit are spoken for, and `max_waiting` requests
-            wait beyond those that have one to go to; or others wait, and their prompts and this one
-            have more than `max_waiting_tokens` together.
+            of its kind wait beyond those that have one to go to; or others wait, and their prompts
+            and this one have more than `max_waiting_tokens` together. To an interactive request,
+            a slot with a background one is free.
         """
-        line = self._line_of(job)
-        left = self._left_waiting(line)
+        lane = self._lane_of(job)
+        left = self._left_waiting(job)
+        kind = "background requests" if lane is self._background else "requests"
         if left > self._max_waiting:
             raise QueueFullError(
-                f"{self.running} requests are running and {self.waiting} are waiting: "
+                f"{len(lane.running)} {kind} are running and {lane.waiting} are waiting: "
                 f"at most {self._max_waiting} may wait; try again later"
             )
-        tokens, most = self._waiting_tokens + len(job.prompt), self._max_waiting_tokens
-        if most is not None and left and self._waiting_tokens and tokens > most:
+        tokens, most = lane.waiting_tokens + len(job.prompt), self._max_waiting_tokens
+        if most is not None and left and lane.waiting_tokens and tokens > most:
             raise QueueFullError(
-                f"{self.waiting} requests with {self._waiting_tokens} prompt tokens are waiting, "
+                f"{lane.waiting} {kind} with {lane.waiting_tokens} prompt tokens are waiting, "
                 f"and this one has {len(job.prompt)}: at most {most} tokens may wait; "
                 "try again later"
             )
+        lane.join(job)
         job.order = self._added
         self._added += 1
-        self._waiting_tokens += len(job.prompt)
-        self._lines[line].append(job)
 
     def admit(self, now: float) -> list[Job]:
-        """Give free slots to those who wait: the oldest first, the shortest ring that suits."""
+        """Give free slots to those who wait: the oldest first, the shortest ring that suits.
+
+        Interactive requests first; background ones get what none of those could use.
+        """
         admitted = []
-        while (found := self._next_admission()) is not None:
-            line, ring_class = found
-            job = self._lines[line].popleft()
-            self._waiting_tokens -= len(job.prompt)
-            slot = self._pool.acquire(ring_class)
-            assert slot is not None, f"class {ring_class} has no free slot"
-            job.slot, job.admitted, job.phase = slot, now, Phase.PREFILLING
-            self._prefilling.append(job)
-            admitted.append(job)
+        if not self._interactive.running:
+            self._resume = max(self._resume, now + _REST * self._took)
+        for lane in (self._interactive, self._background):
+            while (found := lane.next_for(self._pool.free_in)) is not None:
+                line, ring_class = found
+                slot = self._pool.acquire(ring_class)
+                assert slot is not None, f"class {ring_class} has no free slot"
+                admitted.append(lane.admit(line, slot, now))
         return admitted
+
+    def in_the_way(self) -> Job | None:
+        """The background job that holds what an interactive one waits for; None if none does.
+
+        Of those that the oldest who can be helped could use, a slot of the smallest class, and of
+        those the job with the least work behind it, the youngest of several. To be asked when all
+        that is free has been given out.
+        """
+        for line in self._interactive.heads():
+            suits = {
+                (ring_class, job.written, -job.order): job
+                for job in self._background.running.values()
+                if (ring_class := self._layout.class_of(job.slot)) >= line
+            }
+            if suits:
+                return suits[min(suits)]
+        return None
 
     def held(self, now: float) -> float:
         """Seconds for which the next prefill is held back, so that more may join it; else 0.
@@ -143,10 +189,18 @@ class Scheduler:
         chunk yet, until `wait` seconds after that one was admitted: no job is held for longer in
         all, and none once its prompt has begun.
         """
-        if not self._wait or not self._prefilling or self._prefilling[0].prefilled:
+        jobs = self._next_to_prefill(now)
+        if not self._wait or not jobs or jobs[0].prefilled:
             return 0.0
-        left = self._prefilling[0].admitted + self._wait - now
-        return left if left > 0 and not self._gather()[1] else 0.0
+        left = jobs[0].admitted + self._wait - now
+        return left if left > 0 and not self._gather(jobs)[1] else 0.0
+
+    def prefilled(self, took: float, now: float, *, background: bool) -> None:
+        """A prefill took `took` seconds, up to `now`."""
+        if background:
+            self._took, self._resume = took, now + _REST * took
+        else:
+            self._resume += took
 
     def plan_prefill(self, now: float) -> PrefillPlan | None:
         """The next chunk of the oldest prefilling job, and what can share its dispatch.
@@ -159,14 +213,18 @@ class Scheduler:
             shard 2   d: [2 @2]
             plans     a0 c0 | a1 | c1 b0 | d0
 
-        and with two rows, b0 shares the first. None when nothing is to do, or the batch is `held`.
+        and with two rows, b0 shares the first. None when nothing is to do, the batch is `held`, or
+        background prefills rest.
         """
         if self.held(now):
             return None
-        batch, _ = self._gather()
+        batch, _ = self._gather(self._next_to_prefill(now))
         if not batch:
             return None
-        plan = PrefillPlan([], {}, {}, {})
+        lane = self._lane_of(batch[0])
+        plan = PrefillPlan([], {}, {}, {}, background=lane is self._background)
+        if plan.background:
+            self._resume = inf  # until it is `prefilled`
         for job in batch:
             work = job.next_work()
             plan.work.append(work)
@@ -175,7 +233,7 @@ class Scheduler:
                 plan.scored[job.slot] = job
             if work.last:
                 plan.rows[job.slot] = job
-                self._prefilling.remove(job)
+                lane.prefilling.remove(job)
                 self._decoding[job.slot] = job
                 job.phase = Phase.DECODING
                 job.promised = 1
@@ -202,61 +260,44 @@ class Scheduler:
 
     def finish(self, job: Job) -> None:
         """Take a job out, whatever its phase, and free its slot."""
-        if job.phase is Phase.WAITING:
-            self._lines[self._line_of(job)].remove(job)
-            self._waiting_tokens -= len(job.prompt)
-        elif job.phase is Phase.PREFILLING:
-            self._prefilling.remove(job)
-        elif job.phase is Phase.DECODING:
-            del self._decoding[job.slot]
-        else:
-            raise AssertionError(f"request {job.request.request_id} has finished already")
+        assert job.phase is not Phase.FINISHED, (
+            f"request {job.request.request_id} has finished already"
+        )
+        self._lane_of(job).leave(job)
         if job.phase is not Phase.WAITING:
             self._pool.release(job.slot)
+        if job.phase is Phase.DECODING:
+            del self._decoding[job.slot]
         job.phase = Phase.FINISHED
 
-    def _line_of(self, job: Job) -> int:
-        """The smallest ring class that holds what the job needs."""
-        assert job.need <= self._layout.capacity, f"needs {job.need} of {self._layout.capacity}"
-        return bisect_left(self._layout.capacities, job.need)
+    def _lane_of(self, job: Job) -> Lane:
+        return self._background if job.request.background else self._interactive
 
-    def _next_admission(self) -> tuple[int, int] | None:
-        """(the line whose head is next, the class of its slot), or None when nobody can be served.
+    def _left_waiting(self, job: Job) -> int:
+        """How many of its kind would wait for want of a slot if one more job was there."""
+        free = [self._pool.free_in(ring_class) for ring_class in range(len(self._layout.counts))]
+        before = self._interactive.wanted()
+        if job.request.background:
+            both = _sums(before, self._background.wanted(job))
+            return shortage(both, free) - shortage(before, free)
+        return shortage(self._interactive.wanted(job), _sums(free, self._background.held()))
 
-        Next is the oldest head that some free slot suits. Only heads count: who is behind one can
-        use the same slots, and is younger.
-        """
-        best = free = None
-        order = self._added
-        for line in reversed(range(len(self._lines))):
-            if self._pool.free_in(line):
-                free = line  # the shortest free ring of those that suit this line
-            jobs = self._lines[line]
-            if jobs and free is not None and jobs[0].order < order:
-                best, order = (line, free), jobs[0].order
-        return best
+    def _next_to_prefill(self, now: float) -> Sequence[Job]:
+        """Those whose chunks may be in the next prefill, as admitted; all of one kind."""
+        if self._interactive.prefilling:
+            return self._interactive.prefilling
+        if self._interactive.running and now < self._resume:
+            return ()
+        return self._background.prefilling
 
-    def _left_waiting(self, line: int) -> int:
-        """How many would wait for want of a slot if one more job stood in `line`.
-
-        From the longest rings down: what is free beyond those who need it, shorter ones may borrow.
-        """
-        spare = left = 0
-        for index in reversed(range(len(self._lines))):
-            spare += self._pool.free_in(index)
-            wanted = len(self._lines[index]) + (index == line)
-            left += max(0, wanted - spare)
-            spare = max(0, spare - wanted)
-        return left
-
-    def _gather(self) -> tuple[list[Job], bool]:
-        """The jobs of the next prefill, as admitted, and whether every data shard is full."""
-        if not self._prefilling:
+    def _gather(self, jobs: Sequence[Job]) -> tuple[list[Job], bool]:
+        """Those of some jobs that share a prefill, and whether every data shard is full."""
+        if not jobs:
             return [], False
-        bucket = self._prefilling[0].next_chunk.bucket
+        bucket = jobs[0].next_chunk.bucket
         room = [self._rows[bucket]] * self._layout.shards
         batch = []
-        for job in self._prefilling:
+        for job in jobs:
             shard = self._layout.shard_of(job.slot)
             if room[shard] and job.next_chunk.bucket == bucket:
                 room[shard] -= 1
@@ -272,3 +313,7 @@ def _take_masks(rows: Mapping[int, Job]) -> dict[int, Mask]:
             assert job.mask is not None, f"{job.request.request_id} has no mask to pick with"
             masks[slot], job.mask = job.mask, None
     return masks
+
+
+def _sums(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    return [a + b for a, b in zip(one, other, strict=True)]

@@ -12,10 +12,13 @@ from tpuinfer.server import failures, receive
 from tpuinfer.server.access import Keys, guard
 from tpuinfer.server.admin import Operations, admin_router
 from tpuinfer.server.answers import answers_router
+from tpuinfer.server.batches import BatchBody
+from tpuinfer.server.batching import Batching, Keeping
 from tpuinfer.server.bridge import Bridge
 from tpuinfer.server.capabilities import capabilities_router
 from tpuinfer.server.door import Door, Note
 from tpuinfer.server.embeddings import EmbeddingBody, embeddings_router
+from tpuinfer.server.fields import StrictBody
 from tpuinfer.server.info import ServerInfo
 from tpuinfer.server.models import models_router
 from tpuinfer.server.page import page_router
@@ -35,6 +38,7 @@ class ServerOptions:
       operations: what the admin routes may do. versions: of the software, by name.
       tool_parser, reasoning_parser: names in `dialog.formats`, to be used instead of what the
         model's chat template shows.
+      keeping: files and batches.
     """
 
     keys: Keys = field(default_factory=Keys)
@@ -44,6 +48,7 @@ class ServerOptions:
     versions: Mapping[str, str] = field(default_factory=dict)
     tool_parser: str | None = None
     reasoning_parser: str | None = None
+    keeping: Keeping = field(default_factory=Keeping)
 
 
 def create_app(bridge: Bridge, info: ServerInfo, options: ServerOptions | None = None) -> FastAPI:
@@ -54,9 +59,13 @@ def create_app(bridge: Bridge, info: ServerInfo, options: ServerOptions | None =
         bridge, tool_parser=chosen.tool_parser, reasoning_parser=chosen.reasoning_parser
     )
 
+    batching = Batching(bridge, info, speech, chosen.keeping, chosen.notes)
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        batching.start()
         yield
+        await batching.stop()
         await asyncio.to_thread(bridge.stop)
         for close in chosen.closes:
             await asyncio.to_thread(close)
@@ -75,9 +84,15 @@ def create_app(bridge: Bridge, info: ServerInfo, options: ServerOptions | None =
     app.include_router(answers_router(bridge, info, speech))
     app.include_router(embeddings_router(bridge, info))
     app.include_router(tokens_router(bridge, info, speech))
-    app.include_router(capabilities_router(bridge, info, {"/v1/embeddings": EmbeddingBody}))
+    bodies: dict[str, type[StrictBody]] = {
+        "/v1/embeddings": EmbeddingBody,
+        "/v1/batches": BatchBody,
+    }
+    app.include_router(capabilities_router(bridge, info, bodies))
     app.include_router(models_router(bridge, info))
-    app.include_router(probes_router(bridge, info, counts, dict(chosen.versions)))
+    app.include_router(probes_router(bridge, info, counts, dict(chosen.versions), batching))
+    for router in batching.routers():
+        app.include_router(router)
     app.include_router(admin_router(bridge, chosen.operations))
     app.include_router(page_router())
     app.include_router(_document(app))

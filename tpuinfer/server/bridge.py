@@ -180,6 +180,12 @@ class Bridge:
         return self._decoder.runner.vocab
 
     @property
+    def slots(self) -> int:
+        """Answers that are generated at once; 0 of an encoder. Raises like `tokenizer`."""
+        self._require_ready()
+        return 0 if self._engine is None else self._engine.runner.layout.slots
+
+    @property
     def version(self) -> int:
         """How often the weights were replaced. Raises like `tokenizer`."""
         self._require_ready()

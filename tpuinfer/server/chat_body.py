@@ -40,7 +40,8 @@ _CHAT_NEUTRAL: Neutral = {
 }
 
 _RESERVED = re.compile(
-    r"messages|tools|add_generation_prompt|documents|chat_template|continue_final_message|.*_token"
+    r"messages|tools|add_generation_prompt|documents|chat_template|continue_final_message"
+    r"|strftime_now|.*_token"
 )
 """What a template is told by the server, and by nobody else."""
 

@@ -23,7 +23,10 @@ class ChatChunks:
         self._job = job
         self._frames = Frames(job, "chat.completion.chunk")
         self._index = {request.request_id: i for i, request in enumerate(job.requests)}
-        self._spoken = [job.spoken() if job.spoken is not None else None for _ in job.requests]
+        self._spoken = [
+            job.spoken(index) if job.spoken is not None else None
+            for index in range(len(job.requests))
+        ]
 
     def opening(self) -> bytes:
         return b"".join(self._frames.chunk(index, _FIRST) for index in self._index.values())

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import orjson
@@ -19,6 +19,8 @@ from tpuinfer.server.info import ServerInfo
 from tpuinfer.server.receive import described, json_body
 from tpuinfer.server.replies import ERRORS, Reply
 from tpuinfer.server.stream import CLIENT_GONE, while_wanted
+
+PATH = "/v1/embeddings"
 
 MAX_INPUTS = 1024
 """Texts of one request."""
@@ -82,31 +84,47 @@ class EmbeddingList(Reply):
 
 def embeddings_router(bridge: Bridge, info: ServerInfo) -> APIRouter:
     """The route; a model that makes text refuses it by name."""
-    router = APIRouter(prefix="/v1", responses=ERRORS)
+    router = APIRouter(responses=ERRORS)
 
-    @router.post(
-        "/embeddings", response_model=EmbeddingList, openapi_extra=described(EmbeddingBody)
-    )
+    @router.post(PATH, response_model=EmbeddingList, openapi_extra=described(EmbeddingBody))
     async def embeddings(
         http: Request, body: Annotated[EmbeddingBody, json_body(EmbeddingBody)]
     ) -> Response:
         """One vector for each text."""
-        model = info.require(body.model)
-        encoder = bridge.encoder
-        _require_size(body.dimensions, encoder)
-        rows = await asyncio.to_thread(encoder.tokenise, body.texts())
-        if (here := trail.current()) is not None:
-            here.model, here.version = model, 0
-            here.prompts, here.prompt_tokens = list(rows), sum(map(len, rows))
-        vectors = await while_wanted(http.receive, encoder.embed(rows))
-        if vectors is None:
+        encoded = await while_wanted(http.receive, embed(bridge, info, body))
+        if encoded is None:
             return Response(status_code=CLIENT_GONE)
-        encoded = await asyncio.to_thread(
-            encode, vectors, sum(map(len, rows)), model, body.encoding_format
-        )
-        return Response(encoded, media_type="application/json")
+        return Response(encoded.body, media_type="application/json")
 
     return router
+
+
+class Encoded(NamedTuple):
+    """The JSON of an `EmbeddingList`, and how many tokens its texts have."""
+
+    body: bytes
+    tokens: int
+
+
+async def embed(bridge: Bridge, info: ServerInfo, body: EmbeddingBody) -> Encoded:
+    """The answer to a request, over HTTP or in a batch.
+
+    Raises:
+      ApiError: the model is not served, is no encoder, or has other dimensions.
+      RequestError: a text is too long. QueueFullError: too many wait.
+      NotReadyError, EngineDeadError: there is no encoder.
+    """
+    model = info.require(body.model)
+    encoder = bridge.encoder
+    _require_size(body.dimensions, encoder)
+    rows = await asyncio.to_thread(encoder.tokenise, body.texts())
+    tokens = sum(map(len, rows))
+    if (here := trail.current()) is not None:
+        here.model, here.version = model, 0
+        here.prompts, here.prompt_tokens = list(rows), tokens
+    vectors = await encoder.embed(rows)
+    form = body.encoding_format
+    return Encoded(await asyncio.to_thread(encode, vectors, tokens, model, form), tokens)
 
 
 def encode(vectors: NDArray[np.float32], tokens: int, model: str, form: str) -> bytes:

@@ -25,8 +25,10 @@ _LABELS = ["model_name"]
 """What dashboards filter by."""
 
 _GAUGES = (
-    ("num_requests_running", "running", "Requests that hold a slot."),
-    ("num_requests_waiting", "waiting", "Requests that wait for a slot."),
+    ("num_requests_running", "running", "Requests that hold a slot, background ones included."),
+    ("num_requests_waiting", "waiting", "Requests without a slot, background ones included."),
+    ("num_background_running", "background_running", "Background requests that hold a slot."),
+    ("num_background_waiting", "background_waiting", "Background requests that wait for a slot."),
     ("num_tokens_waiting", "waiting_tokens", "Tokens of the prompts of requests that wait."),
     ("slots", "slots", "Requests that can run at once."),
     ("kv_cache_usage_perc", "ring_usage", "The part of all rings that is taken; 1 is all."),
@@ -40,6 +42,7 @@ _COUNTERS = (
     ("steps", "steps", "Engine steps."),
     ("decode_rows", "decode_rows", "Rows that wanted tokens, summed over decode dispatches."),
     ("decode_slots", "decode_slots", "Rows that there were, summed over decode dispatches."),
+    ("num_preemptions", "preemptions", "Background requests that had to give up their slots."),
     ("recompiles", "recompiles", "Compiles since warm-up: 0, or something is wrong."),
 )
 _HISTOGRAMS = (

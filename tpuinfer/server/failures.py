@@ -82,6 +82,8 @@ def _face(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
+        case RequestValidationError():
+            return _from_validation(error.errors())
         case QueueFullError():
             return _unavailable(str(error), "queue_full", QUEUE_RETRY_SECONDS)
         case NotReadyError():
@@ -105,10 +107,6 @@ def error_response(error: Exception) -> Response:
 def install(app: FastAPI) -> None:
     """Shape every error `app` can foresee, FastAPI's and Starlette's own among them."""
 
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return error_response(_from_validation(error.errors()))
-
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path}: {error.detail}"
@@ -120,7 +118,7 @@ def install(app: FastAPI) -> None:
     async def known(request: Request, error: Exception) -> Response:
         return error_response(error)
 
-    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(RequestValidationError, known)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(TpuinferError, known)
 

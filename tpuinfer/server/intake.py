@@ -1,9 +1,9 @@
 """From a validated body to engine requests: tokens, sampling parameters, constraints, limits."""
 
 import asyncio
-import uuid
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from tpuinfer.engine.request import Constraint, Request, SamplingParams
 from tpuinfer.server.asked import Tokenizer
@@ -11,10 +11,12 @@ from tpuinfer.server.bridge import Bridge
 from tpuinfer.server.chat_body import ChatBody
 from tpuinfer.server.completion_body import CompletionBody
 from tpuinfer.server.guides import Guides
-from tpuinfer.server.job import Job
+from tpuinfer.server.job import Job, Origin
 from tpuinfer.server.prompts import Prompts
 from tpuinfer.server.sampling_body import SamplingBody
-from tpuinfer.server.speech import Speech
+from tpuinfer.server.speech import Heard, Speech
+
+B = TypeVar("B", bound=SamplingBody)
 
 
 class Intake:
@@ -30,28 +32,34 @@ class Intake:
         self._prompts = Prompts(bridge)
         self._guides = Guides(bridge)
 
-    async def chat(self, body: ChatBody, model: str) -> Job:
+    async def chat(self, body: ChatBody, model: str, origin: Origin) -> Job:
         """A chat: one prompt, `n` choices."""
         self._bridge.require_decoder()
         tokenizer = self._bridge.tokenizer
+        body = _seeded(body, origin)
         tools = body.tools if body.offered else ()
         written = self._speech.written(body.messages, tools)
-        more = dict(body.chat_template_kwargs)
+        more: dict[str, Any] = dict(body.chat_template_kwargs)
         if body.reasoning_effort is not None:
             more["reasoning_effort"] = body.reasoning_effort
+        if origin.clock is not None:
+            more["strftime_now"] = origin.clock
         variables = written.variables(add_generation_prompt=body.add_generation_prompt, more=more)
         prompt = await self._prompts.of_chat(written.turns, body.size, variables)
         limit, limit_name = body.limit
         self._prompts.require_room(prompt, limit, "messages", limit_name)
         logprobs = body.top_logprobs if body.logprobs else None
-        heard = await asyncio.to_thread(self._speech.heard, body, prompt)
+        heard = Heard()
+        if not self._speech.is_plain(body):
+            heard = await asyncio.to_thread(self._speech.heard, body, prompt, origin.name)
         guide = heard.guide or body.guide()
         params = body.params(limit, limit_name, logprobs, guide=guide)
         constraints = await self._guides.constraints(guide, body.n)
         return _job(
             body,
-            "chatcmpl",
+            f"chatcmpl-{origin.name}",
             model,
+            origin,
             _requests([prompt], params, constraints, heard.shown_controls),
             tokenizer=tokenizer,
             logprobs=body.logprobs,
@@ -59,10 +67,11 @@ class Intake:
             spoken=heard.spoken,
         )
 
-    async def completion(self, body: CompletionBody, model: str) -> Job:
+    async def completion(self, body: CompletionBody, model: str, origin: Origin) -> Job:
         """A completion: `n` choices for each prompt."""
         self._bridge.require_decoder()
         tokenizer = self._bridge.tokenizer
+        body = _seeded(body, origin)
         texts = body.prompts()
         prompts = await self._prompts.of_texts(
             texts, add_special_tokens=body.add_special_tokens, parse_special=body.parse_special
@@ -83,8 +92,9 @@ class Intake:
             echo = await asyncio.to_thread(_echoes, tokenizer, texts, body.n, skip)
         return _job(
             body,
-            "cmpl",
+            f"cmpl-{origin.name}",
             model,
+            origin,
             _requests(prompts, params, constraints),
             tokenizer=tokenizer,
             logprobs=body.logprobs is not None,
@@ -92,6 +102,21 @@ class Intake:
             echo=echo,
             silent=body.max_tokens == 0,
         )
+
+    async def again(self, request: Request, request_id: str) -> Request:
+        """`request` afresh, to be answered from its beginning; for the same tokens.
+
+        Raises like `Guides.constraints`.
+        """
+        [constraint] = await self._guides.constraints(request.params.guide, 1)
+        return replace(request, request_id=request_id, constraint=constraint)
+
+
+def _seeded(body: B, origin: Origin) -> B:
+    """`body` with the seed of its origin, unless it has one."""
+    if body.seed is not None or origin.seed is None:
+        return body
+    return body.model_copy(update={"seed": origin.seed})
 
 
 def _echoes(
@@ -122,16 +147,22 @@ def _requests(
 
 
 def _job(
-    body: SamplingBody, prefix: str, model: str, requests: Sequence[Request], **answer: Any
+    body: SamplingBody,
+    answer_id: str,
+    model: str,
+    origin: Origin,
+    requests: Sequence[Request],
+    **answer: Any,
 ) -> Job:
-    answer_id = f"{prefix}-{uuid.uuid4().hex}"
     for index, request in enumerate(requests):
         request.request_id = f"{answer_id}-{index}"
+        request.background = origin.background
     options = body.stream_options
     return Job(
         answer_id=answer_id,
         model=model,
         requests=requests,
+        created=origin.created,
         stream=body.stream,
         n=body.n,
         include_usage=options is not None and options.include_usage,

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 
 from tpuinfer.server import exporter, failures
 from tpuinfer.server.bridge import Bridge
@@ -23,11 +24,17 @@ class Version(Reply):
 
 
 def probes_router(
-    bridge: Bridge, info: ServerInfo, http: HttpCounts, versions: dict[str, str]
+    bridge: Bridge,
+    info: ServerInfo,
+    http: HttpCounts,
+    versions: dict[str, str],
+    more: Collector | None = None,
 ) -> APIRouter:
-    """The routes; they answer whether there is an engine or not."""
+    """The routes; they answer whether there is an engine or not. `more`: what is counted too."""
     router = APIRouter()
     own = exporter.registry(bridge, http, info.model)
+    if more is not None:
+        own.register(more)
 
     @router.get("/health", response_class=PlainTextResponse, responses=ERRORS)
     async def health() -> Response:

@@ -14,7 +14,7 @@ from tpuinfer.grammar.guide import Guide
 from tpuinfer.server.bridge import Bridge, Tokenizer
 from tpuinfer.server.chat_body import ChatBody, NamedTool, ToolSpec
 from tpuinfer.server.messages import Message
-from tpuinfer.server.spoken import Spoken
+from tpuinfer.server.spoken import Spoken, call_ids
 
 _TAIL = 16
 """Tokens at the end of a prompt that may say whether the answer begins with reasoning."""
@@ -52,23 +52,33 @@ class Speech:
             [_tool(tool).for_template() for tool in tools],
         )
 
-    def heard(self, body: ChatBody, prompt: Sequence[int]) -> "Heard":
-        """How the answers to `prompt` are read.
+    def is_plain(self, body: ChatBody) -> bool:
+        """Whether all text of the answers is content. Raises like `form`."""
+        form = self.form
+        shows_nothing = not body.offered and form.thinking is None and form.style != "harmony"
+        return shows_nothing or body.guide() is not None  # a guided text is content, all of it
+
+    def heard(self, body: ChatBody, prompt: Sequence[int], answer: str) -> "Heard":
+        """How the answers to `prompt` are read; ids of calls follow from `answer`, a unique name.
 
         Raises RequestError if calls are asked for that the format cannot hold.
         """
+        if self.is_plain(body):
+            return Heard()
         form, tokenizer = self.form, self._bridge.tokenizer
         tools = [_tool(tool) for tool in body.tools] if body.offered else []
-        shows_nothing = not tools and form.thinking is None and form.style != "harmony"
-        if shows_nothing or body.guide() is not None:  # a guided text is content, all of it
-            return Heard()
         end = tokenizer.decode(prompt[-_TAIL:], skip_special_tokens=False)
         guide = guide_of(
             form, tools, _choice(body), parallel=body.parallel_tool_calls, prompt_end=end
         )
         reader = partial(Reader, form, [tool.name for tool in tools], prompt_end=end)
         many = body.parallel_tool_calls
-        return Heard(guide, form.shown_controls, lambda: Spoken(reader(), parallel=many))
+
+        def spoken(choice: int) -> Spoken:
+            ids = call_ids(f"{answer}-{choice}", short=form.short_ids)
+            return Spoken(reader(new_id=ids), parallel=many)
+
+        return Heard(guide, form.shown_controls, spoken)
 
 
 @dataclass(frozen=True)
@@ -95,12 +105,12 @@ class Heard:
     Attributes:
       guide: what makes the answer call tools; None if it need not.
       shown_controls: control tokens that must stay in the text, to be read.
-      spoken: makes a reader for one choice; None where all text is content.
+      spoken: makes a reader for a choice, by its number; None where all text is content.
     """
 
     guide: Guide | None = None
     shown_controls: Sequence[int] = ()
-    spoken: Callable[[], Spoken] | None = None
+    spoken: Callable[[int], Spoken] | None = None
 
 
 def _tool(spec: ToolSpec) -> Tool:

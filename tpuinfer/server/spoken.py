@@ -1,9 +1,14 @@
 """One choice's text as the parts of a message: content, reasoning, tool calls."""
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import itertools
+import string
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from tpuinfer.dialog.pieces import CallArguments, CallStart, Content, Piece, Reasoning
+
+_LETTERS = string.ascii_letters + string.digits
 
 Part = dict[str, Any]
 """A piece of a message as OpenAI's streams carry it in `delta`."""
@@ -52,6 +57,22 @@ class Spoken:
             case CallArguments(index, text) if self._parallel or index == 0:
                 return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
         return None
+
+
+def call_ids(choice: str, *, short: bool) -> Callable[[], str]:
+    """Makes the ids of one choice's calls: the first, the second and so on of that name.
+
+    `short`: of nine letters and digits, as some models' templates want them.
+    """
+    places = itertools.count()
+
+    def next_id() -> str:
+        digest = hashlib.sha256(f"{choice}\0{next(places)}".encode()).digest()
+        if short:
+            return "".join(_LETTERS[byte % len(_LETTERS)] for byte in digest[:9])
+        return f"call_{digest[:12].hex()}"
+
+    return next_id
 
 
 def message(parts: Iterable[Part]) -> dict[str, Any]:

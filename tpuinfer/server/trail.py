@@ -1,4 +1,4 @@
-"""What is known of one HTTP request while it is served: for logs, audit and counters.
+"""What is known of one request while it is served: for logs, audit and counters.
 
 The door makes a trail before a route is chosen; whoever learns something adds it. It travels in a
 context variable, so the code between need not hand it on.
@@ -7,7 +7,8 @@ context variable, so the code between need not hand it on.
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ _CURRENT: ContextVar["Trail | None"] = ContextVar("trail", default=None)
 
 @dataclass
 class Trail:
-    """One HTTP request, from its first byte to its last.
+    """One request, from its first byte to its last: HTTP's, or a line of a batch.
 
     Attributes:
       request_id: what the client calls it, or a name of our own.
@@ -61,6 +62,12 @@ class Trail:
         if delta.finish_reason is not None:
             self.finish_reasons.append(delta.finish_reason)
 
+    def settled(self, requests: Sequence[Request], gathered: Sequence[Delta]) -> None:
+        """All of an answer that took several submissions is there; what was void does not count."""
+        self.submitted(requests, self.version or 0)
+        self.completion_tokens = sum(len(one.token_ids) for one in gathered)
+        self.finish_reasons = [one.finish_reason for one in gathered if one.finish_reason]
+
     @property
     def seconds(self) -> float:
         """From the first byte to the last, or to now."""
@@ -100,6 +107,16 @@ def current() -> Trail | None:
 def begin(trail: Trail) -> None:
     """From here on `current` gives `trail`, in this task and those it starts."""
     _CURRENT.set(trail)
+
+
+@contextmanager
+def during(trail: Trail) -> Iterator[None]:
+    """Within, `current` gives `trail`: for what is served beside HTTP."""
+    token = _CURRENT.set(trail)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
 
 
 def key_name(key: str) -> str:

@@ -5,24 +5,31 @@ from typing import Any
 
 import orjson
 
-from tpuinfer.engine.request import Delta
+from tpuinfer.engine.request import Delta, Request
 from tpuinfer.server.bridge import Answers
-from tpuinfer.server.job import Job, merge
+from tpuinfer.server.job import Job, failed, merge
 from tpuinfer.server.logprobs import Scored, chat_logprobs, completion_logprobs
 from tpuinfer.server.spoken import message
 
 
-async def gather(answers: Answers, job: Job) -> list[Delta]:
-    """All of each choice as one delta, in the order of the choices.
+async def gather(answers: Answers, requests: Sequence[Request]) -> list[Delta]:
+    """All that came of each request as one delta, in their order.
 
     Raises ApiError if one of them failed.
     """
-    total = {request.request_id: Delta(request.request_id) for request in job.requests}
+    asked = {request.request_id: request for request in requests}
+    total = {request_id: Delta(request_id) for request_id in asked}
     async for deltas in answers:
         for delta in deltas:
-            job.require_sound(delta)
+            if delta.finish_reason == "error":
+                raise failed(asked[delta.request_id], delta)
             merge(total[delta.request_id], delta)
     return list(total.values())
+
+
+def completion_tokens(job: Job, gathered: Sequence[Delta]) -> int:
+    """How many were generated, of those that were asked for."""
+    return 0 if job.silent else sum(len(one.token_ids) for one in gathered)
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
@@ -38,7 +45,7 @@ def chat_reply(job: Job, gathered: Sequence[Delta]) -> bytes:
     """The JSON of a whole answer of /v1/chat/completions."""
     choices = []
     for index, one in enumerate(gathered):
-        spoken = job.spoken() if job.spoken is not None else None
+        spoken = job.spoken(index) if job.spoken is not None else None
         parts = [{"content": one.text}]
         if spoken is not None:
             parts = [*spoken.push(one.text), *spoken.finish()]
@@ -90,7 +97,7 @@ def ending(delta: Delta, *, called: bool = False, silent: bool = False) -> Mappi
 def _encode(
     job: Job, kind: str, choices: Sequence[Mapping[str, Any]], gathered: Sequence[Delta]
 ) -> bytes:
-    generated = 0 if job.silent else sum(len(one.token_ids) for one in gathered)
+    generated = completion_tokens(job, gathered)
     return orjson.dumps(
         {
             "id": job.answer_id,

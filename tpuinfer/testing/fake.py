@@ -93,16 +93,20 @@ class _Row:
 
 
 class FakePending:
-    """A dispatch whose tokens were fixed when it was made, however late they are read."""
+    """A dispatch whose tokens were fixed when it was made, however late they are read.
 
-    def __init__(self, tokens: StepTokens, seconds: float, read: Callable[[], None]) -> None:
+    They are there at the time `ready`, of `time.monotonic`.
+    """
+
+    def __init__(self, tokens: StepTokens, ready: float, read: Callable[[], None]) -> None:
         self._tokens = tokens
-        self._seconds = seconds
+        self._ready = ready
         self._read = read
 
     def result(self) -> StepTokens:
-        if self._seconds:
-            time.sleep(self._seconds)
+        left = self._ready - time.monotonic()
+        if left > 0:
+            time.sleep(left)
         self._read()
         return self._tokens
 
@@ -121,7 +125,8 @@ class FakeRunner:
 
     Attributes:
       weights: what `update` took last; 0 at first. Anything but a whole number does not fit.
-      seconds: how long each `result` takes.
+      seconds: how long each dispatch takes, or each "prefill" and each "decode"; they run one after
+        the other, as on a device, and `result` waits for the end.
       events: what happened, in order: ("prefill", k) or ("decode", k) when dispatch k is made, and
         ("result", k) when it is read; ("constrain", k) before dispatch k.
       sent: for each dispatch k, the slots that could pick a token, or had a chunk.
@@ -156,11 +161,12 @@ class FakeRunner:
         self.recompiles = 0
         self.vocab = vocab
         self.weights = 0
-        self.seconds = 0.0
+        self.seconds: float | Mapping[str, float] = 0.0
         self.events: list[tuple[str, int]] = []
         self.sent: list[tuple[int, ...]] = []
         self.quotas: list[dict[int, int]] = []
         self._rule = rule
+        self._free_at = 0.0
         self._rows = [_Row(self.layout.capacity_of(slot)) for slot in range(self.layout.slots)]
 
     def prefill(self, work: Sequence[PrefillWork]) -> FakePending:
@@ -264,9 +270,11 @@ class FakeRunner:
         self.events.append((kind, number))
         logprobs = -tokens.astype(np.float32) / np.float32(self.vocab)
         top_ids, top_logprobs = self._alternatives(slots, tokens, logprobs)
+        takes = self.seconds if isinstance(self.seconds, float | int) else self.seconds[kind]
+        self._free_at = max(self._free_at, time.monotonic()) + takes
         return FakePending(
             StepTokens(tokens, logprobs, top_ids, top_logprobs, prompts or {}),
-            self.seconds,
+            self._free_at,
             lambda: self.events.append(("result", number)),
         )
 
@@ -389,9 +397,13 @@ class FakeTokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        strftime_now: Callable[[str], str] | None = None,
         **extra: Any,
     ) -> str:
-        """A line "role:content" for each message, then "assistant:" to be continued."""
+        """A line "role:content" for each message, then "assistant:" to be continued.
+
+        It never writes the date.
+        """
         assert not extra, f"the fake template takes no {', '.join(extra)}"
         lines = [f"{message['role']}:{_text_of(message['content'])}\n" for message in messages]
         return "".join(lines) + ("assistant:" if add_generation_prompt else "")

@@ -20,6 +20,9 @@ import jinja2.parser
 from tpuinfer.errors import RequestError, TokenizerError
 from tpuinfer.tokenizer.sandbox import Sandbox
 
+CLOCK = "strftime_now"
+"""What a template calls that writes the date, with a form of strftime."""
+
 
 class _GenerationBlock(jinja2.ext.Extension):
     """`{% generation %}...{% endgeneration %}` marks answers for training; here: its contents."""
@@ -81,7 +84,8 @@ class ChatTemplate:
 
         Args:
           tools: what the model may call, as JSON schemas; None or empty = nothing.
-          extra: further variables of the template.
+          extra: further variables of the template; CLOCK among them goes by its own time, and need
+            not be read.
 
         Raises:
           RequestError: the template has no use for the tools or for a variable, refuses the
@@ -90,7 +94,8 @@ class ChatTemplate:
         if tools:
             self._check_reads("tools")
         for name in extra:
-            self._check_reads(name)
+            if name != CLOCK:
+                self._check_reads(name)
         variables = {"documents": None, **self._special_tokens, **extra, "tools": tools or None}
         variables["messages"] = [dict(message) for message in messages]
         variables["add_generation_prompt"] = add_generation_prompt
@@ -124,7 +129,7 @@ def _environment() -> Sandbox:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
+    environment.globals[CLOCK] = _strftime_now
     return environment
 
 

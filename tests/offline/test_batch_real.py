@@ -1,0 +1,86 @@
+"""SIGKILL, with the real model: what is resumed has the bits of what was never broken off."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.model
+
+LINES = 200
+KILLED_AT = (12, 45, 90, 130, 175)
+"""Lines in the output when the next SIGKILL comes."""
+
+
+def requests() -> list[dict]:
+    """Chats and completions of several lengths, most of them drawn with temperature."""
+    made = []
+    for number in range(LINES):
+        body = {"max_tokens": 3 + 5 * number % 11, "temperature": (0.0, 0.7, 1.3)[number % 3]}
+        if number % 2:
+            url, body["prompt"] = "/v1/completions", f"The number {number} is"
+            body |= {"logprobs": 2} if number % 5 == 0 else {}
+        else:
+            url = "/v1/chat/completions"
+            body["messages"] = [{"role": "user", "content": f"Say {number} in words. " * 2}]
+        made.append({"custom_id": f"q{number}", "method": "POST", "url": url, "body": body})
+    return made
+
+
+def command(source: Path, folder: Path) -> list[str]:
+    return [
+        sys.executable, "-m", "tpuinfer.batch", "--input", str(source), "--sort",
+        "--output", str(folder / "out.jsonl"), "--slots=8x256",
+    ]  # fmt: skip
+
+
+def lines_in(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_at(lines: int, source: Path, folder: Path) -> None:
+    """Start, and SIGKILL once the output has so many lines."""
+    running = subprocess.Popen(
+        command(source, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 180
+    while lines_in(folder / "out.jsonl") < lines:
+        assert running.poll() is None, running.stderr.read()
+        assert time.monotonic() < deadline, "it does not get on"
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGKILL)
+    running.communicate()
+
+
+def finish(source: Path, folder: Path) -> bytes:
+    done = subprocess.run(command(source, folder), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return (folder / "out.jsonl").read_bytes()
+
+
+def test_five_kills_change_no_bit(tmp_path):
+    source, unbroken, broken = (tmp_path / name for name in ("in.jsonl", "unbroken", "broken"))
+    source.write_text("".join(json.dumps(one) + "\n" for one in requests()), "utf-8")
+    unbroken.mkdir()
+    broken.mkdir()
+    wanted = finish(source, unbroken)
+    # the one thing that two batches need not share is the second in which they were begun
+    name = "out.jsonl.manifest.json"
+    (broken / name).write_bytes((unbroken / name).read_bytes())
+    left = []
+    for lines in KILLED_AT:
+        kill_at(lines, source, broken)
+        left.append(LINES - lines_in(broken / "out.jsonl"))
+    assert all(left), f"some runs ended before they were killed: {left} lines were left"
+    found = finish(source, broken)
+    assert found == wanted
+    answers = [json.loads(line) for line in found.splitlines()]
+    assert [answer["custom_id"] for answer in answers] == [f"q{n}" for n in range(LINES)]
+    assert all(answer["response"]["status_code"] == 200 for answer in answers)
+    texts = {json.dumps(answer["response"]["body"]["choices"][0]) for answer in answers}
+    assert len(texts) > LINES // 2, "answers that are all alike would show nothing"

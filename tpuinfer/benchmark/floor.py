@@ -1,0 +1,50 @@
+"""The least time for a batch of requests: what a run of any length is held against."""
+
+from collections.abc import Callable
+
+import jax
+
+from tpuinfer.benchmark import limits
+from tpuinfer.benchmark.bounds import Cost, Machine, ModelCost, model_cost
+from tpuinfer.engine.build import Plan
+from tpuinfer.models import registry
+from tpuinfer.models.blueprint import abstract_params
+
+Floor = Callable[[int, int, int], float]
+"""(requests, prompt tokens, generated tokens) -> the least seconds for all of them."""
+
+
+def measured(plan: Plan) -> Floor:
+    """Of a plan on this machine, whose limits are measured: that takes a second."""
+    shapes = abstract_params(registry.build(plan.config), plan.layout, plan.dtype)
+    cost = model_cost(plan.config, shapes, ring_bytes(plan))
+    return floor(cost, limits.measure(plan.layout.mesh, plan.dtype), plan.slots.slots)
+
+
+def floor(cost: ModelCost, machine: Machine, slots: int) -> Floor:
+    """The bound by what a model costs.
+
+    All prompts share one read of the weights, and every decode step has all slots busy: it reads
+    the weights once, and the rings in use, at the measured bandwidth, or does the matmuls of all
+    slots, whichever takes longer. Requests count as if all were of the mean length.
+    """
+
+    def seconds(requests: int, prompt_tokens: int, generated: int) -> float:
+        if not requests:
+            return 0.0
+        prompt, answer = prompt_tokens / requests, generated / requests
+        one = cost.prefill(max(1, round(prompt)))
+        prefilling = Cost(cost.read_bytes, requests * one.flops)
+        steps = max(0, generated - requests) / slots  # the first tokens are of the prefill
+        step = cost.decode(slots, prompt + answer / 2)
+        return prefilling.seconds(machine) + steps * step.seconds(machine)
+
+    return seconds
+
+
+def ring_bytes(plan: Plan) -> float:
+    """Keys and values of one token in one layer, over all devices, copies counted."""
+    layout, config = plan.layout, plan.config
+    itemsize = jax.numpy.dtype(plan.rings[0][0].dtype).itemsize
+    copies = layout.mesh.size / (layout.shards("batch") * layout.shards("kv_heads"))
+    return 2 * config.kv_heads * config.head_dim * itemsize * copies
