@@ -103,7 +103,7 @@ def test_a_parser_that_there_is_not_is_said_before_anything_loads(flag):
     assert len(result.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("door", ["serve", "generate", "convert"])
+@pytest.mark.parametrize("door", ["serve", "generate", "batch", "convert"])
 def test_every_door_refuses_an_unknown_flag(door):
     refused(doors.run(door, "--modle=x", "--output=x"), 2, "Unknown command line flag")
 
@@ -113,6 +113,7 @@ def test_every_door_refuses_an_unknown_flag(door):
     [
         ("serve", {"--model", "--mesh", "--slots", "--port"}),
         ("generate", {"--model", "--mesh", "--slots", "--prompt"}),
+        ("batch", {"--model", "--mesh", "--slots", "--input", "--output", "--json-schema"}),
         ("convert", {"--model", "--dtype", "--output"}),
     ],
 )

@@ -208,7 +208,8 @@ def _job(model: str) -> tuple[Job, str | None]:
             )
         _refuse((_SORT,), f"means nothing where --output is {output}: a table is always sorted")
     journal = f"{table}.journal.jsonl" if table else output
-    return Job(_INPUT.value, journal, form, _ERRORS.value, _SEED.value), table
+    also = (table,) if table else ()
+    return Job(_INPUT.value, journal, form, _ERRORS.value, _SEED.value, also=also), table
 
 
 def _form(model: str) -> Form:

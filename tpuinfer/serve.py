@@ -21,6 +21,7 @@ from tpuinfer.errors import ConfigError
 from tpuinfer.server.access import Keys
 from tpuinfer.server.admin import Operations
 from tpuinfer.server.app import ServerOptions, create_app
+from tpuinfer.server.attach import attach
 from tpuinfer.server.audit import Audit
 from tpuinfer.server.batching import MIB, Keeping
 from tpuinfer.server.bridge import Bridge
@@ -140,9 +141,6 @@ class Server:
 
     def load(self) -> None:
         """Load the model and hand it to the bridge."""
-        from tpuinfer.engine.encoder import LoadedEncoder
-        from tpuinfer.server.encoding import EncoderThread
-
         loaded = shared.load_to_serve(
             self.chosen,
             self.engine,
@@ -150,12 +148,7 @@ class Server:
             max_waiting_tokens=_MAX_WAITING_TOKENS.value,
         )
         self.loaded = loaded
-        if isinstance(loaded, LoadedEncoder):
-            width, waiting = loaded.plan.config.embed, _MAX_WAITING.value
-            thread = EncoderThread(loaded.embedder, width=width, max_waiting=waiting)
-            self.bridge.attach_encoder(thread, loaded.tokenizer)
-        else:
-            self.bridge.attach(loaded.engine, loaded.tokenizer)
+        attach(self.bridge, loaded, max_waiting=_MAX_WAITING.value)
         self.ready.set()
 
     def _keeping(self) -> Keeping:

@@ -145,6 +145,19 @@ def opened_and_closed(job):
     return batch.answered, batch.failed
 
 
+@pytest.mark.parametrize("role", ["output", "errors", "manifest", "also"])
+def test_no_input_is_written(tmp_path, role):
+    name = {"manifest": "out.jsonl.manifest.json"}.get(role, f"{role}.jsonl")
+    given = write_lines(tmp_path / name, 2)
+    before = given.read_bytes()
+    paths = {"output": tmp_path / "out.jsonl", "errors": tmp_path / "e.jsonl", role: given}
+    made = Job([str(given)], str(paths["output"]), errors=str(paths["errors"]),
+               also=[str(paths["also"])] if "also" in paths else [])  # fmt: skip
+    with pytest.raises(BatchError, match="is an input, and the batch would write it"):
+        opened_and_closed(made)
+    assert given.read_bytes() == before
+
+
 def test_the_model_is_named_only_once_the_input_is_good(tmp_path):
     def identify():
         raise AssertionError("it was asked")

@@ -38,6 +38,20 @@ def test_patterns_are_in_their_order_and_what_one_matches_is_sorted(folder):
     assert paths("**/*.jsonl") == ["a.jsonl", "b.jsonl", "sub/a.jsonl", "sub/d.jsonl"]
 
 
+def test_a_glob_passes_over_what_the_batch_writes(folder):
+    written = ("./b.jsonl", str(folder / "sub"), "out.jsonl")
+    assert [file.path for file in find_files(["**/*.jsonl"], None, written)] == ["a.jsonl"]
+    with pytest.raises(BatchError, match=r"^\*/d.jsonl: matches no file$"):
+        find_files(["*/d.jsonl"], None, written)
+
+
+@pytest.mark.parametrize("given", ["b.jsonl", "sub/../b.jsonl", "link.jsonl", "sub/d.jsonl"])
+def test_a_file_that_the_batch_writes_is_no_input(folder, given):
+    (folder / "link.jsonl").symlink_to("b.jsonl")
+    with pytest.raises(BatchError, match=f"^{given}: is an input, and the batch would write it"):
+        find_files(["a.jsonl", given], None, ("sub", str(folder / "b.jsonl")))
+
+
 def test_names_are_short_where_they_are_unambiguous(folder):
     files = find_files([str(folder / "c.csv"), "a.jsonl", "sub/*.jsonl"], None)
     assert [file.name for file in files] == ["c.csv", "a.jsonl", "sub/a.jsonl", "d.jsonl"]

@@ -42,6 +42,7 @@ class Job:
       form: how lines are read. errors: for refused lines; None derives it from `output`.
       seed: of the batch: requests that set none get theirs from it and their id.
       created: seconds since the epoch; None is now. Only a new batch takes it.
+      also: paths besides, that are written from the output later: no input may be one of them.
     """
 
     inputs: Sequence[str]
@@ -50,6 +51,7 @@ class Job:
     errors: str | None = None
     seed: int = 0
     created: int | None = None
+    also: Sequence[str] = ()
 
     @property
     def errors_path(self) -> str:
@@ -63,6 +65,11 @@ class Job:
     @property
     def lock_path(self) -> str:
         return f"{self.output}.lock"
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Every path that the batch writes."""
+        return self.output, self.errors_path, self.manifest_path, self.lock_path, *self.also
 
     def settings(self) -> dict[str, Any]:
         """What answers depend on, for the manifest."""
@@ -141,7 +148,7 @@ class Batch:
         care = care or Care()
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(Lock(job.lock_path))
-            source, index = _read(job, stack)
+            source, index = _read(job, stack, job.written)
             wanted = Manifest.make(
                 created=int(time.time()) if job.created is None else job.created,
                 inputs=source.digests(),
@@ -262,8 +269,10 @@ class Batch:
         self._closing.close()
 
 
-def _read(job: Job, stack: contextlib.ExitStack) -> tuple[Source, Index]:
-    source = open_source(job.inputs, job.form)
+def _read(
+    job: Job, stack: contextlib.ExitStack, written: Sequence[str] = ()
+) -> tuple[Source, Index]:
+    source = open_source(job.inputs, job.form, written=written)
     index = stack.enter_context(contextlib.closing(Index.build(source)))
     if not len(index):
         raise BatchError(f"{', '.join(source.names)}: there is no line in it to answer")

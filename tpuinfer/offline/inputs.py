@@ -47,25 +47,30 @@ class Digest:
     sha256: str
 
 
-def find_files(patterns: Sequence[str], spool: Path | None) -> "list[InputFile]":
+def find_files(
+    patterns: Sequence[str], spool: Path | None, written: Sequence[str] = ()
+) -> "list[InputFile]":
     """The files that `patterns` name, in that order; what one pattern matches is sorted.
 
     Args:
       patterns: paths, globs (`**` goes through folders), "-" for stdin.
       spool: the folder for copies of what can be read only once; None is the system's.
+      written: files and folders that the batch writes: a glob passes over them, which makes
+        `*.jsonl` the same input before the batch and after.
 
     Raises:
-      BatchError: a pattern that matches nothing, a file that cannot be read, is of an unknown kind
-        or is named twice.
+      BatchError: a pattern that matches nothing, a file that cannot be read, is of an unknown
+        kind, is named twice or is to be written.
     """
     if not patterns:
         raise BatchError(
             "no input is given: name a file, a pattern such as in/*.jsonl, or - (stdin)"
         )
-    paths = [path for pattern in patterns for path in _matches(pattern)]
+    own = [_real(path) for path in written]
+    paths = [path for pattern in patterns for path in _matches(pattern, own)]
     seen: dict[str, str] = {}
     for path in paths:
-        real = path if path == STDIN or is_remote(path) else os.path.realpath(path)
+        real = _real(path)
         if real in seen:
             raise BatchError(f"{path} is named twice: its lines would be asked twice")
         seen[real] = path
@@ -207,7 +212,19 @@ class _Copy(io.RawIOBase):
         return self._at
 
 
-def _matches(pattern: str) -> list[str]:
+def _real(path: str) -> str:
+    """The one name of a file, whichever way it is named."""
+    if path == STDIN or is_remote(path):
+        return path.rstrip("/")
+    return os.path.realpath(os.path.expanduser(path))
+
+
+def _is_own(path: str, own: Sequence[str]) -> bool:
+    real = _real(path)
+    return any(real == one or real.startswith(f"{one}/") for one in own)
+
+
+def _matches(pattern: str, own: Sequence[str]) -> list[str]:
     if pattern == STDIN:
         return [pattern]
     if is_remote(pattern):
@@ -216,6 +233,11 @@ def _matches(pattern: str) -> list[str]:
         found = [path]
     else:
         found = sorted(glob.glob(path, recursive=True))
+    if _is_own(pattern, own):
+        raise BatchError(
+            f"{pattern}: is an input, and the batch would write it; give it another --output"
+        )
+    found = [path for path in found if not _is_own(path, own)]
     if not found:
         what = "matches no file" if _WILD.search(pattern) else "is not there"
         raise BatchError(f"{pattern}: {what}")

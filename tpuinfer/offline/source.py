@@ -47,7 +47,13 @@ class Source:
         return [file.digest() for file in self._files]
 
 
-def open_source(patterns: Sequence[str], form: Form, *, spool: Path | None = None) -> Source:
+def open_source(
+    patterns: Sequence[str],
+    form: Form,
+    *,
+    spool: Path | None = None,
+    written: Sequence[str] = (),
+) -> Source:
     """The lines of the files that `patterns` name.
 
     Files whose names end with .jsonl, .ndjson or .json have one object a line; .csv, .tsv and
@@ -58,6 +64,7 @@ def open_source(patterns: Sequence[str], form: Form, *, spool: Path | None = Non
       patterns: paths, globs, or "-" for stdin (JSON lines), which is copied to be read again.
       form: what the lines are.
       spool: the folder for copies; None is the system's folder for temporary files.
+      written: what the batch writes, which no input may be; a glob passes over it.
 
     Raises:
       BatchError: no such file, one that cannot be read or is of an unknown kind, a table where
@@ -65,7 +72,7 @@ def open_source(patterns: Sequence[str], form: Form, *, spool: Path | None = Non
       ConfigError: a field that `form` wants and a table does not have.
     """
     reader = Rows(form) if form.plain else Requests(form.defaults)
-    files = find_files(patterns, spool)
+    files = find_files(patterns, spool, written)
     for file in files:
         fields = _table_fields(file)
         if fields is None:
