@@ -24,7 +24,7 @@ from tpuinfer.offline.meter import Bill, Floor
 from tpuinfer.offline.progress import Display
 from tpuinfer.offline.run import Pace, Tally
 from tpuinfer.offline.source import Form
-from tpuinfer.offline.table_output import is_table, write_table
+from tpuinfer.offline.table_output import check_own, is_table, write_table
 
 if TYPE_CHECKING:
     from tpuinfer.engine.build import Loaded, Plan
@@ -84,6 +84,8 @@ _QUIET = flags.DEFINE_bool("quiet", False, "No bar, no summary, nothing measured
 _UNFINISHED = 75  # EX_TEMPFAIL: run it again
 _INTERRUPTED = 130
 _STDOUT = "-"
+_REASON_LETTERS = 120
+_SHOW_CURSOR = b"\x1b[?25h\r\n"  # DECTCEM: a bar hides it
 _PLAIN_ONLY = (_SYSTEM, _ID_FIELD)
 _OF_JOURNALS = (_ERRORS, _SORT, _RETRY_ERRORS, _ACCEPT, _SYNC_LINES, _SYNC_SECONDS)
 
@@ -151,7 +153,8 @@ class _Model:
 class _Signals:
     """SIGTERM and SIGINT: the first stops a run in good order, any other leaves at once.
 
-    Leaving at once loses nothing that was recorded: each line was one write.
+    Leaving at once loses nothing that was written, and each line was one write. In object storage
+    lines wait for their part, and those that waited run again.
 
     Attributes:
       seen: the first signal; None before.
@@ -182,6 +185,8 @@ class _Signals:
         if first and self._stop is not None:
             self._stop()
             return
+        if os.isatty(2):
+            os.write(2, _SHOW_CURSOR)
         os.write(2, b"tpuinfer: stopped; run the same command again to go on\n")
         os._exit(self.code)
 
@@ -191,12 +196,16 @@ def _job(model: str) -> tuple[Job, str | None]:
 
     Raises:
       ConfigError: flags that are missing, or do not go together.
+      BatchError: a table that another has made is there.
     """
+    output, errors = _path(_OUTPUT), _path(_ERRORS)
     if not _INPUT.value:
         raise ConfigError("input is missing: give --input FILE, or --input - for stdin")
-    if not _OUTPUT.value:
+    if not output:
         raise ConfigError("output is missing: give --output FILE, or --output - for stdout")
-    output, form = _OUTPUT.value, _form(model)
+    if errors and is_table(errors, "errors"):
+        raise ConfigError(f"errors is {errors!r}: they are JSON lines; give a name in .jsonl")
+    form = _form(model)
     if output == _STDOUT:
         _refuse(_OF_JOURNALS, "means nothing where --output is -: there is no journal")
     table = output if is_table(output) else None
@@ -209,7 +218,20 @@ def _job(model: str) -> tuple[Job, str | None]:
         _refuse((_SORT,), f"means nothing where --output is {output}: a table is always sorted")
     journal = f"{table}.journal.jsonl" if table else output
     also = (table,) if table else ()
-    return Job(_INPUT.value, journal, form, _ERRORS.value, _SEED.value, also=also), table
+    job = Job(_INPUT.value, journal, form, errors, _SEED.value, also=also)
+    if table is not None:
+        check_own(table, job.manifest_path)
+    return job, table
+
+
+def _path(flag: flags.FlagHolder[Any]) -> str | None:
+    """The path that a flag gives, with a home folder for `~`, so that it is one to all files."""
+    if flag.value is None:
+        return None
+    path = os.path.expanduser(flag.value)
+    if path.startswith("~"):
+        raise ConfigError(f"{flag.name} is {flag.value!r}: there is no such home folder")
+    return path
 
 
 def _form(model: str) -> Form:
@@ -292,8 +314,9 @@ def _bill(loaded: "Loaded | LoadedEncoder") -> Callable[[Tally, float], Bill]:
         )
     platform = loaded.plan.layout.mesh.devices.flat[0].platform
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    floor = _floor(loaded)
     counters = [*power.rapl(), *(power.nvml(visible) if platform == "gpu" else ())]
-    energy, floor = power.Energy(counters), _floor(loaded)
+    energy = power.Energy(counters)
 
     def bill(tally: Tally, seconds: float) -> Bill:
         return Bill(
@@ -303,6 +326,7 @@ def _bill(loaded: "Loaded | LoadedEncoder") -> Callable[[Tally, float], Bill]:
             seconds,
             price_per_hour=_PRICE.value,
             joules=energy.joules,
+            metered=energy.of,
             floor=floor,
         )
 
@@ -310,11 +334,23 @@ def _bill(loaded: "Loaded | LoadedEncoder") -> Callable[[Tally, float], Bill]:
 
 
 def _floor(loaded: "Loaded | LoadedEncoder") -> Floor | None:
-    """The least time for what is answered; measures the machine, which takes a second."""
+    """The least time for what is answered; measures the machine, which takes a second.
+
+    None where it is not known: of an encoder, or where the model leaves no room for measuring.
+    """
+    from jax.errors import JaxRuntimeError
+
     from tpuinfer.benchmark import floor
     from tpuinfer.engine.build import Plan
 
-    return floor.measured(loaded.plan) if isinstance(loaded.plan, Plan) else None
+    if not isinstance(loaded.plan, Plan):
+        return None
+    try:
+        return floor.measured(loaded.plan)
+    except JaxRuntimeError as error:
+        why = " ".join(str(error).split())[:_REASON_LETTERS]
+        _log.info("what this machine allows is not measured, and no bound is shown: %s", why)
+        return None
 
 
 def _say(job: Job, summary: Summary, bill: Callable[[Tally, float], Bill] | None) -> None:
@@ -328,9 +364,23 @@ def _say(job: Job, summary: Summary, bill: Callable[[Tally, float], Bill] | None
     if summary.left:
         parts.append(f"{summary.left:,} left")
     _log.info("%s", ", ".join(parts))
+    if job.output != _STDOUT:
+        for line in _hints(summary.tally.statuses):
+            _log.info("%s", line)
     if bill is not None:
         for line in bill(summary.tally, summary.seconds).words():
             _log.info("%s", line)
+
+
+def _hints(statuses: Mapping[int, int]) -> Iterator[str]:
+    """How lines that failed with these statuses may be answered after all."""
+    if unknown := statuses.get(404):
+        yield (
+            f"{unknown:,} ask for a model of another name: give that with --served-model-name, "
+            "and --retry-errors"
+        )
+    if broken := sum(count for status, count in statuses.items() if status >= 500):
+        yield f"{broken:,} may be answered another time: give --retry-errors"
 
 
 def _check(job: Job, summary: Summary, signals: _Signals) -> None:

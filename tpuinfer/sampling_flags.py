@@ -1,6 +1,7 @@
 """The flags that say how tokens are picked, for the front doors that generate."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def read_text(name: str, path: str) -> str:
       ConfigError: it cannot be read.
     """
     try:
-        return Path(path).read_text("utf-8")
+        return Path(os.path.expanduser(path)).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{name} is {path!r}: cannot be read ({why})") from error

@@ -100,6 +100,7 @@ class Server:
         self.name = _NAME.value or self.chosen.model.rstrip("/").rsplit("/", 1)[-1]
         self.bridge = Bridge(self.name)
         self.loaded: Loaded | LoadedEncoder | None = None
+        self.identity = ""
         self.ready = threading.Event()
         if _AUDIT_PROMPTS.value and not _AUDIT_LOG.value:
             raise ConfigError("audit-prompts is set and audit-log is not: give --audit-log FILE")
@@ -148,6 +149,8 @@ class Server:
             max_waiting_tokens=_MAX_WAITING_TOKENS.value,
         )
         self.loaded = loaded
+        if _BATCHES.value:
+            self.identity = self._identified(loaded)
         attach(self.bridge, loaded, max_waiting=_MAX_WAITING.value)
         self.ready.set()
 
@@ -173,15 +176,16 @@ class Server:
             _log.warning("no files and batches: %s; --data-dir DIR takes another folder", error)
             reason = "this server has no folder for files and batches: its log has why"
             return Keeping(reason=reason)
-        return Keeping(store, most_bytes=most, identity=self._identity)
+        return Keeping(store, most_bytes=most, identity=lambda: self.identity)
 
-    def _identity(self) -> str:
+    def _identified(self, loaded: "Loaded | LoadedEncoder") -> str:
+        """All that answers of a batch depend on; now, for the files may be others later."""
         from tpuinfer.engine.identity import identity
 
-        assert self.loaded is not None, "a server that is not ready answers no batch"
         template = shared.CHAT_TEMPLATE.value
-        found = identity(self.loaded.plan, name=self.name, chat_template=template)
-        return str(found["fingerprint"])
+        found = identity(loaded.plan, name=self.name, chat_template=template)
+        parsers = [f"{kind}={name}" for kind, name in self.parsers.items() if name is not None]
+        return " ".join([str(found["fingerprint"]), *parsers])
 
     def _operations(self) -> Operations:
         from tpuinfer.engine import profile

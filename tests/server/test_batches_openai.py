@@ -12,6 +12,7 @@ from typing import Any
 import fake_serve
 import openai
 import pytest
+from batched import timeless
 from openai.types import Batch
 
 MODEL, URL = "fake", "/v1/completions"
@@ -114,13 +115,7 @@ def test_killed_in_the_middle_and_started_again(server, tmp_path):
     with serving(tmp_path / "broken") as (_, client):
         done = until(client, batch, "completed")
         assert (done.request_counts.completed, done.request_counts.failed) == (600, 0)
-        assert _timeless(answers(client, done)) == _timeless(whole)
-
-
-def _timeless(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    for line in lines:
-        del line["response"]["body"]["created"]
-    return lines
+        assert timeless(answers(client, done)) == timeless(whole)
 
 
 def test_another_model_does_not_go_on(tmp_path):

@@ -42,6 +42,7 @@ class Job:
       form: how lines are read. errors: for refused lines; None derives it from `output`.
       seed: of the batch: requests that set none get theirs from it and their id.
       created: seconds since the epoch; None is now. Only a new batch takes it.
+      name: sets the ids of answers apart from those of other batches; None leaves them to the seed.
       also: paths besides, that are written from the output later: no input may be one of them.
     """
 
@@ -51,6 +52,7 @@ class Job:
     errors: str | None = None
     seed: int = 0
     created: int | None = None
+    name: str | None = None
     also: Sequence[str] = ()
 
     @property
@@ -129,7 +131,7 @@ class Batch:
     ) -> None:
         """Takes what `open` or `printing` made, which are the ways to one."""
         self.job, self.source, self.index, self.ledger = job, source, index, ledger
-        self._marks, self._lock = Marks(job.seed, created), lock
+        self._marks, self._lock = Marks(job.seed, created, job.name or ""), lock
         self._closing = contextlib.ExitStack()
 
     @classmethod
@@ -159,7 +161,11 @@ class Batch:
             )
             journals = (job.output, job.errors_path)
             manifest = check(
-                job.manifest_path, wanted, journals=journals, accept=care.accept_changes
+                job.manifest_path,
+                wanted,
+                journals=journals,
+                accept=care.accept_changes,
+                by_place=job.form.plain and job.form.id_field is None,
             )
             ledger = Ledger.open(
                 *journals,

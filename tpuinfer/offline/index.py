@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Protocol
 
-from tpuinfer.offline.task import BatchError, Task
+from tpuinfer.offline.task import BatchError, PassingError, Task
 
 _SHOWN = 3
 """Duplicates that an error names."""
@@ -90,7 +90,8 @@ class Index:
 
         Raises:
           DuplicateError: a custom_id that two lines have; the first few of such are named.
-          BatchError: the lines cannot be read, or there is no room for temporary files.
+          BatchError: the lines cannot be read.
+          PassingError: there is no room for temporary files.
         """
         database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         try:
@@ -121,7 +122,7 @@ class Index:
 
         Raises:
           ValueError: it was answered before.
-          BatchError: there is no room for the temporary file.
+          PassingError: there is no room for the temporary file.
         """
         if self.is_answered(position):
             raise ValueError(f"line {position} is answered already")
@@ -136,7 +137,7 @@ class Index:
         """The answer of a line that is answered lies there now; `in_order` may be under way.
 
         Raises:
-          BatchError: there is no room for the temporary file.
+          PassingError: there is no room for the temporary file.
         """
         try:
             os.pwrite(self._places, _PLACE.pack(offset, length), position * _PLACE.size)
@@ -244,8 +245,8 @@ def _close(database: sqlite3.Connection, places: int) -> None:
     os.close(places)
 
 
-def _no_room(error: Exception) -> BatchError:
-    return BatchError(
+def _no_room(error: Exception) -> PassingError:
+    return PassingError(
         f"the index of the input cannot be kept ({error}): it needs about 100 bytes a line in the "
         "folder for temporary files; free some space there, or name another one with TMPDIR"
     )

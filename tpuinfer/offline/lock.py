@@ -86,6 +86,11 @@ class _FileLock:
                     f"{path}: held by {_named(_read(path))}; one writer at a time: wait until it "
                     "ends, or end it"
                 ) from None
+            if isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise BatchError(
+                    f"{path.parent}: is no folder; make it, or give an --output in one that is "
+                    "there"
+                ) from None
             raise BatchError(
                 f"{path}: cannot be locked ({reason(error)}); give a path on a disk that can be "
                 "written to and knows flock"

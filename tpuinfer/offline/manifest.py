@@ -8,11 +8,28 @@ from typing import Any, Protocol
 
 from tpuinfer.offline.disk import place, put, reason
 from tpuinfer.offline.parts import holds_lines
-from tpuinfer.offline.task import BatchError
+from tpuinfer.offline.task import BatchError, PassingError
 
 VERSION = 1
 _DIGITS = 12  # of a digest that a reader is shown
 _LETTERS = 80  # of another value
+_OF_CHANGES = "give --accept-changes to go on all the same, or another --output"
+_OF_PLACES = (
+    "its rows are known by their places (row-1, row-2, ...), where other rows may stand now: give "
+    "another --output, and --id-field for answers that stay with their rows"
+)
+
+
+class MixUpError(BatchError):
+    """An output that was begun with something else.
+
+    Attributes:
+      differences: each in one phrase.
+    """
+
+    def __init__(self, message: str, differences: Sequence[str]) -> None:
+        super().__init__(message)
+        self.differences = differences
 
 
 class Digest(Protocol):
@@ -68,7 +85,12 @@ class Manifest:
 
 
 def check(
-    path: str | Path, wanted: Manifest, *, journals: Sequence[str] = (), accept: bool = False
+    path: str | Path,
+    wanted: Manifest,
+    *,
+    journals: Sequence[str] = (),
+    accept: bool = False,
+    by_place: bool = False,
 ) -> Manifest:
     """Writes the manifest of a new batch, or holds an old one's against what is wanted now.
 
@@ -77,13 +99,16 @@ def check(
       journals: the files that it speaks of. While none holds a line, any manifest may be replaced.
       accept: whether differences are taken; then `wanted` is kept under the old `created`, with
         the differences in `accepted`.
+      by_place: whether answers belong to places in the input (row-1, row-2, ...). Another input
+        would have other rows there, so it is never accepted.
 
     Returns:
       The manifest that is in force, which stands on disk: its `created` is the batch's.
 
     Raises:
-      BatchError: what was wanted differs (each difference is named), the manifest cannot be read,
-        or a journal has lines and no manifest.
+      MixUpError: what was wanted differs.
+      BatchError: the manifest cannot be read, or a journal has lines and no manifest.
+      PassingError: the manifest cannot be written.
     """
     file = place(path)
     begun = [journal for journal in journals if holds_lines(journal)]
@@ -100,11 +125,13 @@ def check(
         return kept
     if journals and not begun:
         return _write(file, wanted)
-    if not accept:
-        raise BatchError(
-            f"{file}: this output was begun with something else: {'; '.join(differences)}; give "
-            "--accept-changes to go on all the same, or another --output"
+    moved = by_place and _digests(kept) != _digests(wanted)
+    if moved or not accept:
+        remedy = _OF_PLACES if moved else _OF_CHANGES
+        message = (
+            f"{file}: this output was begun with something else: {'; '.join(differences)}; {remedy}"
         )
+        raise MixUpError(message, differences)
     accepted = (*kept.accepted, *differences)
     return _write(file, replace(wanted, created=kept.created, accepted=accepted))
 
@@ -151,7 +178,7 @@ def _write(file: Path, manifest: Manifest) -> Manifest:
     try:
         put(file, json.dumps(data, indent=1).encode() + b"\n")
     except Exception as error:
-        raise BatchError(
+        raise PassingError(
             f"{file}: cannot be written ({reason(error)}); give an --output in a folder that "
             "exists and may be written to"
         ) from None
@@ -175,6 +202,10 @@ def _differences(kept: Manifest, wanted: Manifest) -> list[str]:
             if old != now:
                 found.append(f"{word} {name}: was {_short(old)}, is {_short(now)}")
     return found
+
+
+def _digests(manifest: Manifest) -> list[str]:
+    return [one["sha256"] for one in manifest.inputs]
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,7 @@ class Bill:
       answered: requests. prompt_tokens, completion_tokens: of them.
       seconds: of the run.
       price_per_hour: of the machine, in whatever currency.
-      joules: that the machine used.
+      joules: that the machine used. metered: what of it that is, "cpu, gpu".
       floor: the bound, see `Floor`.
     """
 
@@ -32,6 +32,7 @@ class Bill:
     seconds: float
     price_per_hour: float | None = None
     joules: float | None = None
+    metered: str = ""
     floor: Floor | None = None
 
     @property
@@ -87,7 +88,8 @@ class Bill:
         price = self.price_per_million_generated, self.price_per_million_tokens
         energy = self.watt_hours_per_million_generated, self.watt_hours_per_million_tokens
         said += _per_million("cost", *price, "")
-        return said + _per_million("energy", *energy, " Wh")
+        of = f" of {self.metered}" if self.metered else ""
+        return said + _per_million(f"energy{of}", *energy, " Wh")
 
 
 def _per_million(what: str, generated: float | None, every: float | None, unit: str) -> list[str]:

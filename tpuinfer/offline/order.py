@@ -10,6 +10,7 @@ longest-first lists, doi:10.1137/0117039).
 """
 
 import asyncio
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -84,7 +85,8 @@ def read_window(
 class Feed:
     """Hands lines out one by one to many takers of one event loop.
 
-    An async context manager: leaving it waits for the reading thread, which has the iterator.
+    An async context manager: leaving it waits for the reading thread, which has the iterator, and
+    stops at the next line, however many there are to be passed over.
     """
 
     def __init__(
@@ -101,13 +103,14 @@ class Feed:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch-input")
         self._reading: asyncio.Future[list[Task]] | None = None
         self._turn = asyncio.Lock()
-        self._ended = False
+        self._ended = self._left = False
 
     async def __aenter__(self) -> "Feed":
         self._reading = self._read()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._left = True
         if self._reading is not None:
             await asyncio.gather(self._reading, return_exceptions=True)
         self._thread.shutdown(wait=False)
@@ -134,6 +137,7 @@ class Feed:
 
     def _read(self) -> "asyncio.Future[list[Task]]":
         def work() -> list[Task]:
-            return read_window(self._tasks, self._skip, lines=self._lines, size=self._size)
+            wanted = itertools.takewhile(lambda _: not self._left, self._tasks)
+            return read_window(wanted, self._skip, lines=self._lines, size=self._size)
 
         return asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -1,10 +1,10 @@
 """How much energy the machine uses, where it says: RAPL for processors, NVML for NVIDIA's GPUs.
 
-Both are counters of the machine, which others may use too. What cannot be read is left out, and
-where nothing can be, there is no figure: never a zero.
+Both are counters of the machine, which others may use too. Where one of several like devices
+cannot be read, none of them is counted: a part would pass for the whole. Where nothing can be
+read, there is no figure: never a zero.
 """
 
-import contextlib
 import importlib
 import re
 from collections.abc import Sequence
@@ -78,18 +78,16 @@ class NvmlGpu:
 
 
 def rapl(root: Path = _RAPL) -> list[Counter]:
-    """The packages that can be read; a package's parts and the platform are not counted twice."""
-    found: list[Counter] = []
-    with contextlib.suppress(OSError):
-        for folder in sorted(root.iterdir()):
-            if _PACKAGE.fullmatch(folder.name) and _is_package(folder):
-                with contextlib.suppress(OSError, ValueError):
-                    found.append(RaplPackage(folder))
-    return found
+    """All packages, or none; a package's parts and the platform are not counted twice."""
+    try:
+        named = [path for path in sorted(root.iterdir()) if _PACKAGE.fullmatch(path.name)]
+        return [RaplPackage(folder) for folder in named if _is_package(folder)]
+    except (OSError, ValueError):
+        return []
 
 
 def nvml(visible: str | None = None, library: Any = None) -> list[Counter]:
-    """The GPUs that count their energy.
+    """The GPUs, where all of them count their energy; or none.
 
     Args:
       visible: the indices or UUIDs that the process may use, with commas, as the CUDA driver is
@@ -101,15 +99,11 @@ def nvml(visible: str | None = None, library: Any = None) -> list[Counter]:
             library = importlib.import_module("pynvml")
         except ImportError:
             return []
-    found: list[Counter] = []
     try:
         library.nvmlInit()
-        for handle in _handles(library, visible):
-            with contextlib.suppress(library.NVMLError):
-                found.append(NvmlGpu(library, handle))
+        return [NvmlGpu(library, handle) for handle in _handles(library, visible)]
     except library.NVMLError:
-        return found
-    return found
+        return []
 
 
 class Energy:
@@ -136,10 +130,8 @@ class Energy:
 
 
 def _is_package(folder: Path) -> bool:
-    try:
-        return (folder / "name").read_text("ascii").startswith("package")
-    except OSError:
-        return False
+    """Raises OSError or ValueError where it cannot be told."""
+    return (folder / "name").read_text("ascii").startswith("package")
 
 
 def _handles(library: Any, visible: str | None) -> list[Any]:

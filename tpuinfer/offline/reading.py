@@ -18,6 +18,9 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _DIGITS_ALIKE = bytes.maketrans(b"123456789", b"000000000")
 _WIDE = b"0" * 19
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|-?\d++(?:\.\d++)?(?:[eE][+-]?\d++)?')
+_ARRAY = re.compile(rb"\s*\[\s*(\{|$)")
+"""How a file of one JSON array of objects begins."""
+
 _MOST_DIGITS = 20
 _MOST_OPEN = 64
 """Brackets that a line may have before it is asked whether it is too deep to be written again."""
@@ -53,13 +56,20 @@ def json_rows(file: BinaryIO, path: str) -> Iterator[tuple[int, Fields | LineErr
     Blank lines are passed over, but counted.
 
     Raises:
-      BatchError: the file is UTF-16.
+      BatchError: the file is UTF-16, or one array of objects.
     """
+    begun = False
     for number, line in enumerate(byte_lines(file, path), 1):
         if line is None:
             yield number, too_long("the line")
         elif not line.isspace():
+            if not begun and _ARRAY.match(line):
+                raise BatchError(
+                    f"{path}: is one JSON array; write one object a line: jq -c '.[]' in.json > "
+                    "in.jsonl"
+                )
             yield number, _parse(line)
+        begun = begun or line is None or not line.isspace()
 
 
 def too_long(what: str) -> LineError:

@@ -28,6 +28,9 @@ _SAME = (
 )
 """Fields of a body of which only one may be set: a default gives way to the others, too."""
 
+_OF_ANY = ("model",)
+"""Fields that a body has whatever it asks for."""
+
 _SHOWN = 80
 
 
@@ -35,11 +38,13 @@ class Requests:
     """Reads OpenAI's lines: `{"custom_id", "method": "POST", "url", "body"}`.
 
     A custom_id is text of 1 to 512 characters; other keys are refused by name. What `defaults` has
-    is put into a body that does not have it.
+    is put into a body that does not have it; into one for embeddings, which generate nothing, only
+    the model.
     """
 
     def __init__(self, defaults: Mapping[str, Any]) -> None:
         self._defaults = dict(defaults)
+        self._of_any = {name: value for name, value in defaults.items() if name in _OF_ANY}
 
     def task(self, position: int, where: str, fields: Fields | LineError) -> Task:
         if isinstance(fields, LineError):
@@ -55,16 +60,17 @@ class Requests:
                 and url in _URLS
                 and isinstance(body, dict)
             ):
-                return Task(position, where, custom_id, url, self._encoded(body))
+                return Task(position, where, custom_id, url, self._encoded(url, body))
             raise _fault(fields)
         except LineError as error:
             return Task(position, where, custom_id, error=error)
 
-    def _encoded(self, body: Mapping[str, Any]) -> bytes:
-        if not self._defaults:
+    def _encoded(self, url: str, body: Mapping[str, Any]) -> bytes:
+        defaults = self._of_any if url == URLS["embedding"] else self._defaults
+        if not defaults:
             return _dumped(body)
         said = set(body).union(*(same for same in _SAME if not same.isdisjoint(body)))
-        kept = {name: value for name, value in self._defaults.items() if name not in said}
+        kept = {name: value for name, value in defaults.items() if name not in said}
         return _dumped({**kept, **body})
 
 

@@ -7,8 +7,9 @@ Nothing is held beyond the lines in flight and two windows of lines to come.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tpuinfer.offline.lines import written
@@ -60,6 +61,7 @@ class Tally:
       answered, failed: lines that got an answer, or an error that was recorded.
       passed: lines given up for now, for what stood in their way may pass; not recorded.
       prompt_tokens, completion_tokens: of the answers.
+      statuses: how many failed with which, as HTTP has them.
     """
 
     answered: int = 0
@@ -67,27 +69,30 @@ class Tally:
     passed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    statuses: Counter[int] = field(default_factory=Counter)
 
     def count(self, outcome: Outcome) -> None:
         if outcome.ok:
             self.answered += 1
         else:
             self.failed += 1
+            self.statuses[outcome.status] += 1
         self.prompt_tokens += outcome.prompt_tokens
         self.completion_tokens += outcome.completion_tokens
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What all stamps of a batch are made of: its own seed, and when it was begun."""
+    """What all stamps of a batch are made of: its own seed, when it was begun, and its name."""
 
     seed: int
     created: int
+    batch: str = ""
 
     def of(self, task: Task) -> Stamp:
         """A line without an id is known by its place."""
         name = task.where if task.custom_id is None else task.custom_id
-        return stamp(name, seed=self.seed, created=self.created)
+        return stamp(name, seed=self.seed, created=self.created, batch=self.batch)
 
 
 async def run(

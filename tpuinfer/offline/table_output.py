@@ -6,7 +6,7 @@
 
 It is made from the input and the journals when all is done, in bounded memory, and put in place
 whole. A column of the input that is called like an added one keeps its name, and the added one is
-called tpuinfer_output and so on.
+called tpuinfer_output; where that is taken too, as in a chain of batches, tpuinfer_output_2.
 """
 
 import csv
@@ -21,12 +21,20 @@ import orjson
 
 from tpuinfer.checkpoint.paths import is_remote
 from tpuinfer.errors import ConfigError
-from tpuinfer.offline.disk import NEW, reason, remove, sync_folder
+from tpuinfer.offline.disk import NEW, place, reason, remove, sync_folder
 from tpuinfer.offline.ledger import Ledger
 from tpuinfer.offline.source import Source
 from tpuinfer.offline.task import BatchError
 
 _SUFFIXES = (".csv", ".parquet")
+_LINES = ".jsonl"
+_NEAREST = {
+    **dict.fromkeys((".tsv", ".xls", ".xlsx", ".ods"), ".csv"),
+    **dict.fromkeys((".pq", ".arrow", ".feather", ".orc", ".avro"), ".parquet"),
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip"), _LINES),
+}
+"""How a name ends of a kind that is not written -> the nearest that is."""
+
 _ADDED = ("output", "finish_reason", "error")
 _GROUP_ROWS = 4096
 
@@ -35,17 +43,45 @@ _INT64 = range(-(2**63), 2**63)
 Row = dict[str, Any]
 
 
-def is_table(path: str) -> bool:
+def is_table(path: str, flag: str = "output") -> bool:
     """Whether an output of this name is written as a table.
 
+    Args:
+      flag: that gives the name.
+
     Raises:
-      BatchError: it is, and lies in object storage.
+      ConfigError: the name is of a table, or of a packed file, of a kind that is not written.
+      BatchError: it is a table, and lies in object storage.
     """
-    if Path(path).suffix.lower() not in _SUFFIXES:
+    suffix = Path(path).suffix.lower()
+    if suffix in _NEAREST:
+        stem = path[: -len(suffix)]
+        whole = Path(stem).suffix.lower() in (*_SUFFIXES, _LINES)
+        raise ConfigError(
+            f"{flag} is {path!r}: {suffix} is not written, only {', '.join((*_SUFFIXES, _LINES))}; "
+            f"nearest: {stem if whole else stem + _NEAREST[suffix]}"
+        )
+    if suffix not in _SUFFIXES:
         return False
     if is_remote(path):
         raise BatchError(f"{path}: a table is written to a local disk; nearest: a name in .jsonl")
     return True
+
+
+def check_own(path: str, manifest: str) -> None:
+    """Refuse a table that is there before its batch: only a batch's own is written again.
+
+    Args:
+      manifest: path of the batch's manifest, which is there once the batch is begun.
+
+    Raises:
+      BatchError: there is a file at `path`, and no manifest.
+    """
+    if os.path.exists(path) and not place(manifest).exists():
+        raise BatchError(
+            f"{path}: is there, and this batch, which is new, has not made it; move it away or "
+            "give another --output"
+        )
 
 
 def write_table(path: str, source: Source, ledger: Ledger) -> None:
@@ -58,7 +94,7 @@ def write_table(path: str, source: Source, ledger: Ledger) -> None:
       BatchError: the table cannot be written; what was at `path` is still there.
     """
     names, kinds = _columns(source)
-    added = {name: f"tpuinfer_{name}" if name in names else name for name in _ADDED}
+    added = {name: _free(name, names) for name in _ADDED}
     columns = [*names, *added.values()]
     rows = (
         {**(fields or {}), **{added[name]: outcome.get(name) for name in _ADDED}}
@@ -93,6 +129,13 @@ def _columns(source: Source) -> tuple[list[str], dict[str, str]]:
         for name, value in (fields or {}).items():
             kinds[name] = _merged(kinds.get(name, "null"), _kind(value))
     return list(kinds), kinds
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    """What an added column is called beside those of the input."""
+    numbered = (f"tpuinfer_{name}_{number}" for number in itertools.count(2))
+    candidates = itertools.chain((name, f"tpuinfer_{name}"), numbered)
+    return next(one for one in candidates if one not in taken)
 
 
 def _kind(value: Any) -> str:

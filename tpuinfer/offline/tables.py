@@ -77,7 +77,7 @@ def parquet_rows(file: BinaryIO, path: str) -> Iterator[tuple[int, Fields | Line
     """(number from 1, the row or what is wrong with it) with JSON's values.
 
     Times are ISO 8601's text, decimals are text, and NaN, which stands for what is not there, is
-    null.
+    null. Text that is not UTF-8, which some writers let through, is an error of its row.
 
     Raises:
       BatchError: as `parquet_fields`; a damaged file.
@@ -209,13 +209,25 @@ def _has_bytes(kind: "pa.DataType") -> bool:
 
 
 def _values(column: "pa.Array") -> list[Any]:
-    """A column's values; nanoseconds, which Python's times do not have, are text at once."""
+    """A column's values; nanoseconds, which Python's times do not have, are text at once.
+
+    What is not UTF-8 is the error that says so.
+    """
     import pyarrow as pa
 
     try:
         return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_value(one) for one in column]
     except ValueError:
         return column.cast(pa.string()).to_pylist()
+
+
+def _value(one: "pa.Scalar") -> Any:
+    try:
+        return one.as_py()
+    except UnicodeDecodeError as error:
+        return error
 
 
 def _parquet_row(columns: Mapping[str, list[Any]], at: int) -> Fields | LineError:
@@ -223,6 +235,9 @@ def _parquet_row(columns: Mapping[str, list[Any]], at: int) -> Fields | LineErro
     for name, values in columns.items():
         try:
             row[name] = _as_json(values[at])
+        except UnicodeDecodeError:
+            message = f"column {name!r} holds text that is not UTF-8"
+            return LineError(message, code="invalid_unicode", param=name)
         except ValueError as error:
             message = f"column {name!r} holds {error}, which JSON has no words for"
             return LineError(message, code="invalid_value", param=name)
@@ -233,9 +248,11 @@ def _as_json(value: Any) -> Any:
     """A value as JSON has it.
 
     Raises:
-      ValueError: JSON has none.
+      ValueError: JSON has none. UnicodeDecodeError: `value` is one.
     """
     match value:
+        case UnicodeDecodeError():
+            raise value
         case None | bool() | int() | str():
             return value
         case float():

@@ -16,6 +16,10 @@ class BatchError(TpuinferError):
     exit_code = 9
 
 
+class PassingError(BatchError):
+    """The same batch goes on once something beside it is mended: a disk that is full."""
+
+
 class LineError(TpuinferError):
     """A line of the input that is no request; the others are answered all the same.
 
@@ -116,7 +120,17 @@ class Answerer(Protocol):
         """What a line that is no request is answered with: status 400 and the error object."""
 
 
-def stamp(custom_id: str, *, seed: int, created: int) -> Stamp:
-    """The stamp of a request, by its id and the batch's own seed."""
-    digest = hashlib.sha256(f"{seed}\0{custom_id}".encode("utf-8", "surrogatepass")).digest()
-    return Stamp(digest[4:20].hex(), int.from_bytes(digest[:4], "little"), created)
+def stamp(custom_id: str, *, seed: int, created: int, batch: str = "") -> Stamp:
+    """The stamp of a request, by its id and the batch's own seed.
+
+    Args:
+      batch: sets the names of one batch apart from those of another with the same ids; seeds are
+        the same in both.
+    """
+    drawn = _digest(f"{seed}\0{custom_id}")
+    named = _digest(f"{seed}\0{custom_id}\0{batch}") if batch else drawn
+    return Stamp(named[4:20].hex(), int.from_bytes(drawn[:4], "little"), created)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

@@ -1,14 +1,17 @@
 """The files of one batch: its journals, and what its end makes of them."""
 
+import glob
 import logging
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from tpuinfer.offline.batch import Batch, Care, Job
 from tpuinfer.offline.index import DuplicateError, Index
-from tpuinfer.offline.source import Form, open_source
-from tpuinfer.offline.task import BatchError
+from tpuinfer.offline.source import Form, Source, open_source
+from tpuinfer.offline.task import BatchError, PassingError, Task
 from tpuinfer.server.records import (
     BatchObject,
     BatchRecord,
@@ -27,12 +30,18 @@ _SEED = 0
 """Of every batch: the same file gives the same answers each time, as `tpuinfer.batch` does."""
 
 
-def counted(path: Path) -> int | Complaint:
-    """The lines of an input file, or why no batch can be made of it. Blocks."""
+def counted(path: Path, stop: threading.Event) -> int | Complaint:
+    """The lines of an input file, or why no batch can be made of it. Blocks.
+
+    Raises:
+      PassingError: not now: there is no room for temporary files, or `stop` is set.
+    """
     try:
-        index = Index.build(open_source([str(path)], Form()))
+        index = Index.build(_Stoppable(open_source(_patterns(path), Form()), stop))
     except DuplicateError as error:
         return Complaint(code=error.code, line=error.line, message=str(error), param="custom_id")
+    except PassingError:
+        raise
     except BatchError as error:
         _log.warning(
             "an input file of a batch: %s", error
@@ -49,17 +58,46 @@ def counted(path: Path) -> int | Complaint:
     return lines
 
 
-def opened(store: Store, record: BatchRecord, path: Path, identity: str) -> Batch:
-    """The batch with its journals, as far as it is. Blocks; raises BatchError."""
+class _Stoppable:
+    """Lines whose reader can be stopped from another thread."""
+
+    def __init__(self, source: Source, stop: threading.Event) -> None:
+        self._source, self._stop = source, stop
+
+    def tasks(self) -> Iterator[Task]:
+        for task in self._source.tasks():
+            if self._stop.is_set():
+                raise PassingError("the server stops")
+            yield task
+
+
+def opened(
+    store: Store, record: BatchRecord, path: Path, identity: str, *, accept: bool = False
+) -> Batch:
+    """The batch with its journals, as far as it is. Blocks.
+
+    Args:
+      accept: open it though it was begun with something else: to end it, not to go on.
+
+    Raises:
+      MixUpError: it was begun with another model or other software.
+      BatchError: it cannot be opened.
+    """
     folder = store.batch_folder(record.shown.id)
     job = Job(
-        inputs=[str(path)],
+        inputs=_patterns(path),
         output=str(folder / f"{OUTPUT}.jsonl"),
         errors=str(folder / f"{ERRORS}.jsonl"),
         seed=_SEED,
         created=record.shown.created_at,
+        name=record.shown.id,
     )
-    return Batch.open(job, lambda: {"identity": identity}, Care())
+    return Batch.open(job, lambda: {"identity": identity}, Care(accept_changes=accept))
+
+
+def _patterns(path: Path) -> list[str]:
+    """An input by its name, whatever is in that."""
+    return [glob.escape(str(path))]
 
 
 def begun(store: Store, batch_id: str) -> bool:
@@ -68,7 +106,10 @@ def begun(store: Store, batch_id: str) -> bool:
 
 
 def end(store: Store, batch_id: str, update: Callable[[BatchObject], BatchObject]) -> BatchRecord:
-    """Put a batch into its last state and show the files that hold something. Blocks."""
+    """Put a batch into its last state and show the files that hold something. Blocks.
+
+    One that has ended already stays as it is.
+    """
     found = store.batch(batch_id)
     assert found is not None, "batches stay"
     made = {
@@ -79,10 +120,12 @@ def end(store: Store, batch_id: str, update: Callable[[BatchObject], BatchObject
     ids = {name: record.shown.id for name, record in made.items()}
 
     def ended(record: BatchRecord) -> BatchRecord:
+        if record.ended:
+            return record
         shown = update(record.shown).model_copy(
             update={"output_file_id": ids.get(OUTPUT), "error_file_id": ids.get(ERRORS)}
         )
-        return BatchRecord(shown, record.owner, record.identity)
+        return replace(record, shown=shown)
 
     return store.change(batch_id, ended, list(made.values()))
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +34,34 @@ class States:
         assert found is not None, "batches stay"
         return found
 
-    async def first(self, *statuses: Status) -> BatchRecord | None:
-        """The oldest batch in one of these."""
-        records = await asyncio.to_thread(self._store.open_batches)
-        return next((each for each in records if each.shown.status in statuses), None)
+    async def first(
+        self, statuses: Collection[Status], *, but: Collection[str | None] = ()
+    ) -> BatchRecord | None:
+        """The oldest batch in one of these; ids in `but` are passed over."""
+        for each in await asyncio.to_thread(self._store.open_batches):
+            if each.shown.status in statuses and each.shown.id not in but:
+                return each
+        return None
 
     async def input_of(self, record: BatchRecord) -> Path:
         found = await asyncio.to_thread(self._store.file, record.shown.input_file_id, None)
         assert found is not None, "a file that an open batch reads cannot be deleted"
         return self._store.path_of(found)
 
-    async def fail(self, batch_id: str, complaint: Complaint, counts: Counts | None = None) -> None:
-        _log.warning("batch %s failed: %s", batch_id, complaint.message)
-        await self.end(batch_id, "failed", counts, errors=Complaints(data=[complaint]))
-
     async def end(
-        self, batch_id: str, status: Status, counts: Counts | None = None, **fields: object
+        self,
+        batch_id: str,
+        status: Status,
+        counts: Counts | None = None,
+        complaint: Complaint | None = None,
     ) -> None:
-        """Its last state. One that is cancelled meanwhile is cancelled, whatever else it is."""
+        """Its last state, which stays. One that is cancelled meanwhile is cancelled."""
+        fields: dict[str, object] = {}
         if counts is not None:
             fields["request_counts"] = counts
+        if complaint is not None:
+            _log.warning("batch %s: %s", batch_id, complaint.message)
+            fields["errors"] = Complaints(data=[complaint])
 
         def ended(shown: BatchObject) -> BatchObject:
             cancelled = shown.status == "cancelling"
@@ -76,19 +86,29 @@ class States:
         def update(record: BatchRecord) -> BatchRecord:
             if record.shown.status not in before:
                 return record
-            shown = moved(record.shown, status, **fields)
-            return BatchRecord(shown, record.owner, record.identity)
+            return replace(record, shown=moved(record.shown, status, **fields))
 
         await to_its_end(self._store.change, batch_id, update)
 
-    async def save(self, batch_id: str, identity: str | None = None, **fields: object) -> None:
+    async def name(self, batch_id: str, identity: str) -> None:
+        """Which weights its answers are made with, before the first is."""
+        await to_its_end(
+            self._store.change, batch_id, lambda record: replace(record, identity=identity)
+        )
+
+    async def note(self, batch_id: str, counts: Counts) -> None:
+        """How far it is, for who asks after a restart; the journals know, so an error is none."""
+
         def update(record: BatchRecord) -> BatchRecord:
             if record.ended:
                 return record
-            shown = record.shown.model_copy(update=fields)
-            return BatchRecord(shown, record.owner, identity or record.identity)
+            shown = record.shown.model_copy(update={"request_counts": counts})
+            return replace(record, shown=shown)
 
-        await to_its_end(self._store.change, batch_id, update)
+        try:
+            await to_its_end(self._store.change, batch_id, update)
+        except (sqlite3.Error, OSError) as error:
+            _log.warning("how far batch %s is was not noted: %s", batch_id, error)
 
 
 async def to_its_end(call: Callable[..., Any], *args: object) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from fastapi import APIRouter, Query
@@ -30,7 +31,7 @@ from tpuinfer.server.store import Page, Store
 from tpuinfer.server.upload import room
 
 MOST_OPEN = 1000
-"""Batches that have not ended; more are refused with 429."""
+"""Batches of one key that have not ended; more are refused with 429."""
 
 _MOST_LISTED = 100
 _LISTED = 20
@@ -85,8 +86,14 @@ def batches_router(
         """Begin a batch of the requests in a file that was uploaded."""
         require(body.endpoint)
         kept, owner = store(), viewer()
-        if await asyncio.to_thread(kept.file, body.input_file_id, owner) is None:
+        file = await asyncio.to_thread(kept.file, body.input_file_id, owner)
+        if file is None:
             raise no_such("file", body.input_file_id, "input_file_id")
+        if file.shown.purpose != "batch":
+            message = (
+                f"file {file.shown.id} has purpose {file.shown.purpose!r}: upload one of 'batch'"
+            )
+            raise ApiError(400, message, param="input_file_id", code="invalid_purpose")
         record = BatchRecord(_new(body, info.model), owner)
         try:
             with room():
@@ -94,7 +101,7 @@ def batches_router(
         except KeyError:
             raise no_such("file", body.input_file_id, "input_file_id") from None
         if not fits:
-            message = f"there are {MOST_OPEN} batches that have not ended: wait, or cancel some"
+            message = f"you have {MOST_OPEN} batches that have not ended: wait, or cancel some"
             raise ApiError(429, message, kind="rate_limit_error", code="too_many_batches")
         runner().wake()
         return record.shown
@@ -156,4 +163,4 @@ def _cancelling(record: BatchRecord) -> BatchRecord:
         raise ApiError(409, message, param="batch_id", code="batch_ended")
     if status == "cancelling":
         return record
-    return BatchRecord(moved(record.shown, "cancelling"), record.owner, record.identity)
+    return replace(record, shown=moved(record.shown, "cancelling"))

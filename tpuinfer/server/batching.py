@@ -34,7 +34,7 @@ class Keeping:
       store: where they are kept; None: nowhere, and the routes answer 503.
       reason: why not, in one line.
       most_bytes: of one file.
-      identity: names the model and all that its answers depend on, once it is loaded; may block.
+      identity: names the model and all that its answers depend on, once it is loaded.
     """
 
     store: Store | None = None
@@ -135,6 +135,10 @@ class _Served:
         self._process = secrets.token_hex(8)
 
     @property
+    def name(self) -> str:
+        return self._info.model
+
+    @property
     def failure(self) -> Exception | None:
         return self._bridge.failure
 
@@ -142,10 +146,9 @@ class _Served:
         metrics = self._bridge.metrics
         return 0 if metrics is None else metrics.version
 
-    async def identity(self) -> str:
+    def identity(self) -> str:
         """Weights that took the place of those at the start are known in this process only."""
-        version = self.version()
-        name = await asyncio.to_thread(self._identity)
+        version, name = self.version(), self._identity()
         return name if version == 0 else f"{name} {self._process}.{version}"
 
     def desk(self, owner: str | None) -> Answerer:

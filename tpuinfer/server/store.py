@@ -168,15 +168,15 @@ class Store:
         return None
 
     def add_batch(self, record: BatchRecord, most: int) -> bool:
-        """Keep a new batch; False if `most` are open already.
+        """Keep a new batch; False if `most` of its owner are open already.
 
         Raises:
           KeyError: its input file has gone in the meantime.
         """
         shown = record.shown
         with self._writing() as db:
-            query = f"SELECT count(*) FROM batches WHERE status IN {_OPEN}"
-            if db.execute(query).fetchone()[0] >= most:
+            query = f"SELECT count(*) FROM batches WHERE status IN {_OPEN} AND owner IS ?"
+            if db.execute(query, (record.owner,)).fetchone()[0] >= most:
                 return False
             if not db.execute(
                 "SELECT 1 FROM files WHERE id = ?", (shown.input_file_id,)
@@ -214,11 +214,17 @@ class Store:
         update: Callable[[BatchRecord], BatchRecord],
         files: Sequence[FileRecord] = (),
     ) -> BatchRecord:
-        """Put `update(batch)` in the place of a batch, and show `files`: both or neither."""
+        """Put `update(batch)` in the place of a batch, and show `files`: both or neither.
+
+        Neither, if `update` gives back what it was given. A batch that has ended stays so.
+        """
         with self._writing() as db:
             query = "SELECT shown, owner, identity FROM batches WHERE id = ?"
             before = _batch(db.execute(query, (batch_id,)).fetchone())
             after = update(before)
+            if after is before:
+                return before
+            assert not before.ended or after.shown.status == before.shown.status, "it has ended"
             for file in files:
                 _insert_file(db, file)
             db.execute(
@@ -255,7 +261,8 @@ class Store:
 
     def _count(self) -> None:
         query = "SELECT status, count(*) FROM batches GROUP BY status"
-        self.tally = Counter(dict(self._read(query, {})))
+        with self._turn:
+            self.tally = Counter(dict(self._db.execute(query).fetchall()))
 
     def _sweep(self) -> None:
         """Remove what a crash left without a row; of other names nothing is ours."""
@@ -294,10 +301,9 @@ def _connected(folder: Path) -> sqlite3.Connection:
 
 
 def _insert_file(database: sqlite3.Connection, record: FileRecord) -> None:
-    """A file that is there already stays as it is: the same step may be done again."""
     shown = record.shown
     database.execute(
-        "INSERT OR IGNORE INTO files (id, owner, purpose, path, shown) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO files (id, owner, purpose, path, shown) VALUES (?, ?, ?, ?, ?)",
         (shown.id, record.owner, shown.purpose, record.path, shown.model_dump_json()),
     )
 
