@@ -21,8 +21,15 @@ import numpy as np
 CONTEXT = 128
 SLOTS = 64
 
-FLAGS = {"--fake-model": "fake", "--fake-wait": "0", "--fake-fail": ""}
-"""What the model is known by, how many seconds each step takes, why it cannot be loaded."""
+FLAGS = {
+    "--fake-model": "fake",
+    "--fake-wait": "0",
+    "--fake-fail": "",
+    "--fake-full": "",
+    "--fake-home": "",
+}
+"""What the model is known by, how many seconds each step takes, why it cannot be loaded, why the
+machine cannot be measured, where `~` is."""
 
 _SERVER = multiprocessing.get_context("forkserver")
 
@@ -40,12 +47,16 @@ class Door(doors.Door):
 
 
 @contextlib.contextmanager
-def started(*flags: str, stdin: str = "") -> Iterator[Door]:
-    """`python -m tpuinfer.batch <flags>`; killed at the end if need be."""
+def started(*flags: str, stdin: str = "", terminal: str = "") -> Iterator[Door]:
+    """`python -m tpuinfer.batch <flags>`; killed at the end if need be.
+
+    Args:
+      terminal: the device that stderr goes to, and not to a file.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for name, text in (("0", stdin), ("1", ""), ("2", "")):
             Path(folder, name).write_text(text, "utf-8")
-        process = _SERVER.Process(target=_enter, args=(flags, folder))
+        process = _SERVER.Process(target=_enter, args=(flags, folder, terminal))
         process.start()
         try:
             yield Door(process, Path(folder))
@@ -60,9 +71,10 @@ def run(*flags: str, stdin: str = "") -> doors.Result:
         return running.result()
 
 
-def _enter(flags: tuple[str, ...], folder: str) -> None:
+def _enter(flags: tuple[str, ...], folder: str, terminal: str) -> None:
     for fd, mode in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
-        os.dup2(os.open(Path(folder, str(fd)), mode), fd)
+        path = terminal if terminal and fd == 2 else Path(folder, str(fd))
+        os.dup2(os.open(path, mode), fd)
     sys.argv = ["batch", *flags]
     with open(0, encoding="utf-8", closefd=False) as sys.stdin:  # it was /dev/null
         main()
@@ -89,7 +101,25 @@ def main() -> None:
     shared.plan_to_serve = lambda *_: None  # type: ignore[assignment, return-value]
     shared.load_to_serve = load
     identities.identity = identity  # type: ignore[assignment]
+    if given["--fake-home"]:
+        os.environ["HOME"] = given["--fake-home"]
+    if given["--fake-full"]:
+        _fill_the_machine(given["--fake-full"])
     shared.run(batch.main)
+
+
+def _fill_the_machine(why: str) -> None:
+    """Measuring it fails so, and the fake's plan is one whose bound would be known."""
+    import jax
+
+    from tpuinfer.benchmark import floor
+    from tpuinfer.engine import build
+
+    def measured(_: Any) -> Any:
+        raise jax.errors.JaxRuntimeError(why)
+
+    floor.measured = measured  # type: ignore[assignment]
+    build.Plan = SimpleNamespace  # type: ignore[misc, assignment]
 
 
 def fake_model(seconds: float = 0.0) -> Any:

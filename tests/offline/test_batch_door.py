@@ -1,7 +1,11 @@
 """`python -m tpuinfer.batch` from the outside, on the fake engine: killed, resumed, refused."""
 
+import contextlib
 import json
+import os
+import pty
 import random
+import select
 import signal
 import time
 from pathlib import Path
@@ -117,6 +121,36 @@ def test_the_grace_time_ends_and_a_second_signal_does_not_wait(given, tmp_path):
     assert ended.err.endswith("tpuinfer: stopped; run the same command again to go on\n")
 
 
+HIDDEN, SHOWN = b"\x1b[?25l", b"\x1b[?25h"
+
+
+def test_a_second_signal_leaves_the_terminal_with_a_cursor(given, tmp_path):
+    ours, theirs = pty.openpty()
+    slow = ("--fake-wait", "0.6", *flags(given, tmp_path / "out.jsonl"))
+    seen = b""
+    with fake_batch.started(*slow, terminal=os.ttyname(theirs)) as running:
+        end = time.monotonic() + 60
+        while b"tok/s" not in seen and time.monotonic() < end:
+            seen += read_terminal(ours)
+        for _ in range(2):
+            running.send(signal.SIGINT)
+            time.sleep(0.1)
+        assert running.result().code == 130
+    while more := read_terminal(ours):
+        seen += more
+    os.close(theirs)
+    os.close(ours)
+    assert seen.rfind(SHOWN) > seen.rfind(HIDDEN) >= 0
+    assert b"tpuinfer: stopped;" in seen
+
+
+def read_terminal(ours: int) -> bytes:
+    ready, _, _ = select.select([ours], [], [], 0.1)
+    with contextlib.suppress(OSError):
+        return os.read(ours, 2**16) if ready else b""
+    return b""
+
+
 def test_a_finished_batch_loads_nothing(given, tmp_path):
     output = tmp_path / "out.jsonl"
     assert fake_batch.run(*flags(given, output)).code == 0
@@ -204,6 +238,7 @@ def test_bad_lines_get_the_servers_errors_and_stop_nothing(mixed, tmp_path):
         f"mixed.jsonl:{number}" for number in (2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13)
     )
     by_id = {line["custom_id"]: line["response"] for line in failed}
+    assert "1 ask for a model of another name: give that with --served-model-name" in ended.err
     assert by_id["model"]["status_code"] == 404
     assert by_id["model"]["body"]["error"]["code"] == "model_not_found"
     assert by_id["unknown"]["body"]["error"]["param"] == "flavour"
@@ -255,6 +290,57 @@ def test_rows_of_a_table_become_a_table(tmp_path):
     assert {line["custom_id"]: line["output"] for line in journal}["three"] == "z{|"
     again = fake_batch.run("--fake-fail", "it was loaded", *flags(given, output, *more))
     assert again.code == 0, again.err
+    given.write_text("name,text\nnew,abc\n" + given.read_text("utf-8").split("\n", 1)[1], "utf-8")
+    edited = fake_batch.run(*flags(given, output, *more), "--accept-changes")
+    assert edited.code == 0, edited.err
+    assert output.read_text("utf-8").splitlines()[1:3] == ["new,abc,def,length,", second]
+
+
+def test_a_table_that_no_batch_made_is_not_overwritten(tmp_path):
+    given, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    given.write_text("text\nabc\n", "utf-8")
+    output.write_text("precious", "utf-8")
+    said = refused(*flags(given, output, "--prompt-field", "text"))
+    assert "out.csv: is there, and this batch, which is new, has not made it" in said
+    assert output.read_text("utf-8") == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv"]
+
+
+def test_answers_of_numbered_rows_do_not_go_to_other_rows(tmp_path):
+    given, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    given.write_text("text\nabc\n", "utf-8")
+    more = flags(given, output, "--prompt-field", "text", "--max-tokens", "3")
+    assert fake_batch.run(*more).code == 0
+    before = output.read_bytes()
+    given.write_text("text\nnew\nabc\n", "utf-8")
+    for accept in ((), ("--accept-changes",)):
+        assert "give another --output, and --id-field" in refused(*more, *accept)
+    assert output.read_bytes() == before
+
+
+def test_a_home_folder_is_one_to_all_files(tmp_path):
+    given, home = tmp_path / "in.csv", tmp_path / "home"
+    home.mkdir()
+    given.write_text("text\nabc\n", "utf-8")
+    (home / "prompt.txt").write_text("{text}", "utf-8")
+    more = ("--template-file", "~/prompt.txt", "--errors", "~/errors.jsonl")
+    for _ in range(2):
+        ended = fake_batch.run("--fake-home", str(home), *flags(given, Path("~/out.csv"), *more))
+        assert ended.code == 0, ended.err
+    journal = "out.csv.journal.jsonl"
+    assert sorted(path.name for path in home.iterdir()) == [
+        "errors.jsonl",
+        "out.csv",
+        *(journal + end for end in ("", ".lock", ".manifest.json")),
+        "prompt.txt",
+    ]
+
+
+def test_a_machine_that_cannot_be_measured_answers_all_the_same(given, tmp_path):
+    full = ("--fake-full", "RESOURCE_EXHAUSTED: out of memory\nallocating 1 GiB")
+    ended = fake_batch.run(*full, *flags(given, tmp_path / "out.jsonl"))
+    assert ended.code == 0, ended.err
+    assert "no bound is shown: RESOURCE_EXHAUSTED: out of memory allocating 1 GiB\n" in ended.err
 
 
 @pytest.mark.parametrize(
@@ -264,6 +350,10 @@ def test_rows_of_a_table_become_a_table(tmp_path):
         (("--input", "x.jsonl"), "output is missing"),
         (("--input", "x", "--output", "-", "--sort"), "--sort means nothing"),
         (("--input", "x", "--output", "x.csv"), "a table is for plain rows"),
+        (("--input", "x", "--output", "x.tsv"), "nearest: x.csv"),
+        (("--input", "x", "--output", "x", "--errors", "e.gz"), "errors is 'e.gz': .gz is not"),
+        (("--input", "x", "--output", "x", "--errors", "e.csv"), "they are JSON lines"),
+        (("--input", "x", "--output", "~nobody-here/x"), "there is no such home folder"),
         (("--input", "x", "--output", "y", "--system", "z"), "--system is for plain rows"),
         (
             ("--input", "x", "--output", "y", "--prompt-field", "t", "--task", "embedding",
@@ -283,4 +373,5 @@ def test_flags_that_do_not_go_together(more, said):
 
 
 def test_a_missing_input_is_known_before_a_model_is(tmp_path):
+    assert "/absent: is no folder" in refused(*flags(tmp_path / "x", tmp_path / "absent/out.jsonl"))
     assert "none.jsonl" in refused(*flags(tmp_path / "none.jsonl", tmp_path / "out.jsonl"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 from object_storage import object_storage
 
-from tpuinfer.offline.manifest import Manifest, check
+from tpuinfer.offline.manifest import Manifest, MixUpError, check
 from tpuinfer.offline.task import BatchError
 
 
@@ -125,6 +125,17 @@ def test_accepted_changes_are_kept_and_told(path, output):
         "lines",
         "version of tpuinfer",
     ]
+
+
+def test_rows_known_by_their_places_take_no_other_input(path, output):
+    check(path, WANTED)
+    edited = changed(inputs=[{**WANTED.inputs[0], "sha256": "f" * 64}, *WANTED.inputs[1:]])
+    for accept in (False, True):
+        with pytest.raises(MixUpError, match=r"sha256 was .*give another --output, and --id-field"):
+            check(path, edited, journals=[output], accept=accept, by_place=True)
+    renamed = changed(inputs=[{**WANTED.inputs[0], "name": "moved.jsonl"}, *WANTED.inputs[1:]])
+    check(path, renamed, journals=[output], accept=True, by_place=True)
+    check(path, edited, journals=[output], accept=True)
 
 
 def test_an_output_that_has_no_line_yet_takes_another_manifest(path, output):

@@ -21,13 +21,13 @@ def requests() -> list[dict]:
     """Chats and completions of several lengths, most of them drawn with temperature."""
     made = []
     for number in range(LINES):
-        body = {"max_tokens": 3 + 5 * number % 11, "temperature": (0.0, 0.7, 1.3)[number % 3]}
-        if number % 2:
+        body = {"max_tokens": 2 + number % 7, "temperature": (0.0, 0.7, 1.3)[number % 3]}
+        if number % 8:
             url, body["prompt"] = "/v1/completions", f"The number {number} is"
             body |= {"logprobs": 2} if number % 5 == 0 else {}
         else:
             url = "/v1/chat/completions"
-            body["messages"] = [{"role": "user", "content": f"Say {number} in words. " * 2}]
+            body["messages"] = [{"role": "user", "content": f"Say {number} in words."}]
         made.append({"custom_id": f"q{number}", "method": "POST", "url": url, "body": body})
     return made
 

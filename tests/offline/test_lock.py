@@ -80,8 +80,13 @@ def test_where_there_is_no_flock_it_is_refused(path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(BatchError, match=r"cannot be locked \(No locks available\)"):
         Lock(path)
-    with pytest.raises(BatchError, match=r"cannot be locked \(No such file"):
-        Lock(path.parent / "absent" / "lock")
+
+
+@pytest.mark.parametrize("name", ["absent", "file"])
+def test_a_folder_that_is_not_there_is_named(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(BatchError, match=rf"{tmp_path / name}: is no folder; make it"):
+        Lock(tmp_path / name / "out.jsonl.lock")
 
 
 class Clock:

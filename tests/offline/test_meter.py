@@ -6,7 +6,7 @@ from tpuinfer.offline.meter import Bill
 
 
 def test_rates_and_prices():
-    bill = Bill(10, 3_000, 1_000, 20.0, price_per_hour=3.6, joules=7_200)
+    bill = Bill(10, 3_000, 1_000, 20.0, price_per_hour=3.6, joules=7_200, metered="gpu")
     assert (bill.generated_per_second, bill.prompt_per_second) == (50, 150)
     assert bill.price_per_million_generated == pytest.approx(20)  # 0.02 for 1,000
     assert bill.price_per_million_tokens == pytest.approx(5)
@@ -15,7 +15,7 @@ def test_rates_and_prices():
     assert bill.words() == [
         "50.0 generated tok/s, 150.0 prompt tok/s",
         "cost: 20 per million generated tokens, 5 per million tokens in all",
-        "energy: 2,000 Wh per million generated tokens, 500 Wh per million tokens in all",
+        "energy of gpu: 2,000 Wh per million generated tokens, 500 Wh per million tokens in all",
     ]
 
 

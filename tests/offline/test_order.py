@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import threading
+import time
 
 import pytest
 
@@ -101,6 +102,21 @@ def test_the_next_window_is_read_before_this_one_is_empty():
             return len(read)
 
     assert asyncio.run(asyncio.wait_for(main(), 5)) == 20
+
+
+def test_leaving_a_feed_ends_the_passing_over_of_lines_that_are_done():
+    end = time.monotonic() + 3
+
+    def tasks():
+        while time.monotonic() < end:
+            yield task(0)
+
+    async def main():
+        async with Feed(tasks(), lambda position: True, lines=1):
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert time.monotonic() < end
 
 
 def test_an_input_that_breaks_off_is_everybodys_error():

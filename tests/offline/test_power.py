@@ -91,13 +91,24 @@ class Driver:
 
 @pytest.mark.parametrize(
     ("visible", "joules"),
-    [(None, 8.0), ("0", 2.0), ("2,0", 8.0), ("GPU-gpu2", 6.0), ("1", None), ("", None)],
+    [("0", 2.0), ("2,0", 8.0), ("GPU-gpu2", 6.0), ("1", None), ("", None)],
 )
 def test_gpus_that_the_process_may_use_are_summed(visible, joules):
     driver = Driver()
     energy = Energy(nvml(visible, driver))
     driver.used |= {"gpu0": 3_000, "gpu2": 11_000}
     assert energy.joules == joules
+
+
+@pytest.mark.parametrize("visible", [None, "0,1", "0,7"])
+def test_some_of_the_gpus_do_not_pass_for_all(visible):
+    assert nvml(visible, Driver()) == []
+
+
+def test_one_of_two_packages_does_not_pass_for_both(tmp_path):
+    package(tmp_path, "intel-rapl:0", 0)
+    package(tmp_path, "intel-rapl:1", 0).unlink()
+    assert rapl(tmp_path) == []
 
 
 def test_a_driver_that_is_not_there_is_absent():

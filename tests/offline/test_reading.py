@@ -46,6 +46,22 @@ def test_blank_lines_are_passed_over_and_counted():
     assert rows(b"") == rows(b"\n\n") == rows(b"\xef\xbb\xbf") == []
 
 
+@pytest.mark.parametrize(
+    "text", ['[{"a":1},{"a":2}]', '\n [\n  {"a": 1}\n]\n', "\ufeff[\r\n{}\r\n]"]
+)
+def test_an_array_of_objects_is_refused_with_what_takes_it_apart(text):
+    with pytest.raises(BatchError, match=r"in.jsonl: is one JSON array; .* jq -c '\.\[\]'"):
+        rows(text.encode())
+
+
+def test_a_line_that_is_an_array_is_one_error():
+    assert rows(b'["a"]\n{"a":1}\n[{}]\n') == [
+        (1, "invalid_type"),
+        (2, {"a": 1}),
+        (3, "invalid_type"),
+    ]
+
+
 def test_a_byte_order_mark_is_taken_off_the_first_line_only():
     assert rows(b'\xef\xbb\xbf{"a":1}\r\n') == [(1, {"a": 1})]
     assert rows(b'{}\n\xef\xbb\xbf{"a":1}\n') == [(1, {}), (2, "invalid_json")]

@@ -85,6 +85,13 @@ def test_defaults_hold_where_the_line_does_not_say(body, wanted):
     assert orjson.loads(task.body) == wanted
 
 
+def test_a_request_for_embeddings_takes_no_default_but_the_model():
+    line = LINE | {"url": URLS["embedding"], "body": {"input": "x"}}
+    assert orjson.loads(asked(line, model="m", temperature=1).body) == {"model": "m", "input": "x"}
+    named = line | {"body": {"input": "x", "model": "n"}}
+    assert orjson.loads(asked(named, model="m").body) == {"model": "n", "input": "x"}
+
+
 def test_a_body_that_grew_too_large_is_an_error(monkeypatch):
     monkeypatch.setattr(requests, "MAX_LINE_BYTES", 16)
     assert asked(LINE).error is None

@@ -12,7 +12,7 @@ from tpuinfer.offline import table_output
 from tpuinfer.offline.batch import Batch, Job
 from tpuinfer.offline.run import Pace
 from tpuinfer.offline.source import Form
-from tpuinfer.offline.table_output import is_table, write_table
+from tpuinfer.offline.table_output import check_own, is_table, write_table
 from tpuinfer.offline.task import BatchError, Outcome
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
@@ -76,6 +76,20 @@ def test_columns_of_the_input_keep_their_names(made, tmp_path):
     assert table == [
         ["output", "text", "tpuinfer_output", "finish_reason", "error"],
         ["old", "a", "A", "stop", ""],
+    ]
+
+
+def test_a_chain_of_batches_keeps_every_column(made, tmp_path):
+    given = tmp_path / "in.csv"
+    given.write_text("text\na\n", "utf-8")
+    first = made(given, "first.csv", Form(prompt_field="text"))
+    second = made(first, "second.csv", Form(template="{output}b"))
+    third = rows(made(second, "third.csv", Form(template="{tpuinfer_output}c")))
+    added = ("output", "finish_reason", "error")
+    names = [f"{before}{name}" for before in ("", "tpuinfer_") for name in added]
+    assert third == [
+        ["text", *names, *(f"tpuinfer_{name}_2" for name in added)],
+        ["a", "A", "stop", "", "AB", "stop", "", "ABC", "stop", ""],
     ]
 
 
@@ -160,3 +174,31 @@ def test_which_outputs_are_tables():
     assert not is_table("-")
     with pytest.raises(BatchError, match="a local disk"):
         is_table("gs://bucket/out.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("a/out.tsv", "a/out.csv"),
+        ("out.XLSX", "out.csv"),
+        ("out.pq", "out.parquet"),
+        ("out.jsonl.gz", "out.jsonl"),
+        ("out.csv.zst", "out.csv"),
+        ("gs://bucket/out.gz", "gs://bucket/out.jsonl"),
+    ],
+)
+def test_kinds_that_are_not_written_are_refused_by_name(name, nearest):
+    with pytest.raises(ConfigError) as error:
+        is_table(name)
+    assert str(error.value).startswith(f"output is {name!r}: ")
+    assert str(error.value).endswith(f"only .csv, .parquet, .jsonl; nearest: {nearest}")
+
+
+def test_a_table_of_others_is_no_output_of_a_new_batch(tmp_path):
+    table, manifest = tmp_path / "out.csv", tmp_path / "m.json"
+    check_own(str(table), str(manifest))
+    table.touch()
+    with pytest.raises(BatchError, match=r"out\.csv: is there, and this batch, which is new"):
+        check_own(str(table), str(manifest))
+    manifest.touch()
+    check_own(str(table), str(manifest))

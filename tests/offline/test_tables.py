@@ -179,6 +179,21 @@ def test_infinity_is_an_error_of_its_row():
     assert plain(parquet_rows(file, "in.parquet")) == [(1, {"a": 1.0}), (2, "invalid_value")]
 
 
+def test_parquet_text_that_is_not_utf8_is_an_error_of_its_row():
+    pa = pytest.importorskip("pyarrow")
+    raw = pa.array([b"abc", b"\xff\xfe", b"def"])
+    text = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    for column in (text, text.dictionary_encode(), pa.StructArray.from_arrays([text], ["in"])):
+        [first, (number, bad), last] = parquet_rows(parquet({"t": column}), "in.parquet")
+        assert number == 2
+        assert str(bad) == "column 't' holds text that is not UTF-8"
+        assert (bad.code, bad.param) == ("invalid_unicode", "t")
+        assert [row["t"] for _, row in (first, last)] in (
+            ["abc", "def"],
+            [{"in": "abc"}, {"in": "def"}],
+        )
+
+
 def test_bytes_are_refused_by_name_however_deep():
     for value in (b"x", [b"x"], {"in": [b"x"]}):
         file = parquet({"text": ["a"], "raw": [value]})
