@@ -35,7 +35,7 @@ def requests() -> list[dict]:
 def command(source: Path, folder: Path) -> list[str]:
     return [
         sys.executable, "-m", "tpuinfer.batch", "--input", str(source), "--sort",
-        "--output", str(folder / "out.jsonl"), "--slots=8x256",
+        "--output", str(folder / "out.jsonl"), "--slots=8x256", "--quiet",
     ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Batches when something is in their way: obstacles pass, ends stay, and nothing waits in vain."""
 
+import asyncio
 import errno
 import importlib.metadata
 import os
@@ -10,15 +11,19 @@ from dataclasses import replace
 
 import pytest
 from batched import URL, half_done, request, serving, until
-from served import fake_engine
+from served import MODEL, fake_engine
+from starlette.testclient import TestClient
 
 from tpuinfer.offline import index, manifest
 from tpuinfer.offline.batch import Batch
 from tpuinfer.offline.ledger import Ledger
 from tpuinfer.offline.task import BatchError
-from tpuinfer.server import batch_files, batch_runner, batches
+from tpuinfer.server import batch_files, batch_runner, batches, files
+from tpuinfer.server.app import create_app
+from tpuinfer.server.bridge import Bridge
+from tpuinfer.server.info import ServerInfo
 from tpuinfer.server.records import Counts
-from tpuinfer.server.store import Store
+from tpuinfer.server.store import Page, Store
 
 
 @pytest.fixture(autouse=True)
@@ -292,6 +297,53 @@ def test_one_key_does_not_take_the_places_of_another(tmp_path, monkeypatch):
             body["completion_window"] = "24h"
             codes.append(server.client.post("/v1/batches", json=body, headers=who).status_code)
     assert codes == [200, 429, 200]
+
+
+def test_what_is_not_kept_is_not_offered():
+    with TestClient(create_app(Bridge(MODEL), ServerInfo(MODEL))) as client:
+        assert "/v1/batches" not in client.get("/v1/capabilities").json()["endpoints"]
+
+
+def test_deleting_on_a_full_disk_says_so(tmp_path, monkeypatch):
+    with serving(tmp_path) as server:
+        file_id = server.upload([request("a")])
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "remove_file", _tables_full)
+            reply = server.client.delete(f"/v1/files/{file_id}")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (507, "disk_full")
+
+
+def test_an_upload_that_is_cancelled_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    real, begun = Store.add_file, threading.Event()
+
+    def slow(self, record):
+        begun.set()
+        time.sleep(0.2)
+        real(self, record)
+
+    monkeypatch.setattr(Store, "add_file", slow)
+    head = "Content-Disposition: form-data; name="
+    form = f'--b\r\n{head}"file"; filename="f"\r\n\r\nxyz\r\n--b\r\n{head}"purpose"\r\n\r\nbatch'
+
+    class Http:
+        def __init__(self):
+            self.headers = {"content-type": "multipart/form-data; boundary=b"}
+
+        async def stream(self):
+            yield f"{form}\r\n--b--\r\n".encode()
+
+    store = Store(tmp_path)
+
+    async def leave():
+        upload = asyncio.create_task(files._taken(Http(), store, 1000))
+        await asyncio.to_thread(begun.wait, 5)
+        upload.cancel()
+        await asyncio.gather(upload, return_exceptions=True)
+
+    asyncio.run(leave())
+    [record] = store.files(Page(None, 10), None, None)
+    assert store.path_of(record).read_bytes() == b"xyz"
+    store.close()
 
 
 def test_an_ended_batch_stays_as_it_is(tmp_path):

@@ -233,3 +233,30 @@ def test_what_nobody_waits_for_is_not_encoded():
     asyncio.run(leave())
     thread.stop()
     assert embedder.seen == [[[9]], [[3]]]
+
+
+def test_the_background_gives_way():
+    """What comes while background texts are encoded is in the very next call."""
+    embedder = RowsEmbedder()
+    embedder.gate.clear()
+    thread = EncoderThread(embedder, width=2, max_waiting=300)
+
+    async def ask_all():
+        behind = asyncio.ensure_future(thread.embed([[1]] * 200, background=True))
+        while not embedder.seen:
+            await asyncio.sleep(0.001)
+        front = asyncio.ensure_future(thread.embed([[2]] * 250))
+        await asyncio.sleep(0)
+        embedder.gate.set()
+        assert len(await front) == 250
+        assert len(await behind) == 200
+
+    asyncio.run(ask_all())
+    thread.stop()
+    assert [(rows[0][0], len(rows)) for rows in embedder.seen] == [
+        (1, 64),
+        (2, 250),
+        (1, 64),
+        (1, 64),
+        (1, 8),
+    ]

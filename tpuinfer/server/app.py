@@ -84,10 +84,9 @@ def create_app(bridge: Bridge, info: ServerInfo, options: ServerOptions | None =
     app.include_router(answers_router(bridge, info, speech))
     app.include_router(embeddings_router(bridge, info))
     app.include_router(tokens_router(bridge, info, speech))
-    bodies: dict[str, type[StrictBody]] = {
-        "/v1/embeddings": EmbeddingBody,
-        "/v1/batches": BatchBody,
-    }
+    bodies: dict[str, type[StrictBody]] = {"/v1/embeddings": EmbeddingBody}
+    if chosen.keeping.store is not None:
+        bodies["/v1/batches"] = BatchBody
     app.include_router(capabilities_router(bridge, info, bodies))
     app.include_router(models_router(bridge, info))
     app.include_router(probes_router(bridge, info, counts, dict(chosen.versions), batching))

@@ -132,7 +132,9 @@ class Desk:
 
     async def _vectors(self, raw: bytes) -> Outcome:
         body = await parsed(raw, EmbeddingBody)
-        encoded = await _patiently(partial(embed, self._bridge, self._info, body))
+        encoded = await _patiently(
+            partial(embed, self._bridge, self._info, body, background=self._background)
+        )
         return Outcome(200, encoded.body, prompt_tokens=encoded.tokens)
 
     async def _text(

@@ -106,8 +106,10 @@ class Encoded(NamedTuple):
     tokens: int
 
 
-async def embed(bridge: Bridge, info: ServerInfo, body: EmbeddingBody) -> Encoded:
-    """The answer to a request, over HTTP or in a batch.
+async def embed(
+    bridge: Bridge, info: ServerInfo, body: EmbeddingBody, *, background: bool = False
+) -> Encoded:
+    """The answer to a request, over HTTP or in a batch; in the `background` it gives way.
 
     Raises:
       ApiError: the model is not served, is no encoder, or has other dimensions.
@@ -122,7 +124,7 @@ async def embed(bridge: Bridge, info: ServerInfo, body: EmbeddingBody) -> Encode
     if (here := trail.current()) is not None:
         here.model, here.version = model, 0
         here.prompts, here.prompt_tokens = list(rows), tokens
-    vectors = await encoder.embed(rows)
+    vectors = await encoder.embed(rows, background=background)
     form = body.encoding_format
     return Encoded(await asyncio.to_thread(encode, vectors, tokens, model, form), tokens)
 

@@ -21,6 +21,9 @@ Rows = Sequence[Sequence[int]]
 MOST_AT_ONCE = 256
 """Texts that go to the encoder in one call; the others wait for the next one."""
 
+_BEHIND_AT_ONCE = 64
+"""The same of background texts: what comes meanwhile waits for no more than these."""
+
 
 class Embedder(Protocol):
     """What the thread asks of an encoder."""
@@ -45,6 +48,8 @@ class _Ask:
 class EncoderThread:
     """Batches across requests, in the order they came; a large one does not hold up the others.
 
+    What is asked in the background is encoded while nothing else waits.
+
     Attributes:
       limit: tokens a text may have. width: numbers in a vector.
     """
@@ -57,6 +62,7 @@ class EncoderThread:
         self._most = max_waiting
         self._changed = threading.Condition()
         self._asks: deque[_Ask] = deque()
+        self._behind: deque[_Ask] = deque()
         self._running = 0
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
@@ -66,7 +72,7 @@ class EncoderThread:
     def idle(self) -> bool:
         """Whether nobody waits for a vector."""
         with self._changed:
-            return not self._asks and not self._running
+            return not self._asks and not self._behind and not self._running
 
     @property
     def failure(self) -> Exception | None:
@@ -77,8 +83,11 @@ class EncoderThread:
         """The token ids of each text; from any thread. Raises RequestError for one too long."""
         return self._embedder.tokenise(texts, "input")
 
-    async def embed(self, rows: Rows) -> Vectors:
+    async def embed(self, rows: Rows, *, background: bool = False) -> Vectors:
         """One vector for each row of token ids: [len(rows), width].
+
+        Args:
+          background: all others go first, however long that takes.
 
         Raises:
           QueueFullError: too many texts wait.
@@ -88,12 +97,13 @@ class EncoderThread:
         with self._changed:
             if self._failure is not None:
                 raise self._failure.with_traceback(None)
-            waiting = sum(len(one.rows) for one in self._asks)
-            if self._asks and waiting + len(rows) > self._most:
+            queue = self._behind if background else self._asks
+            waiting = sum(len(one.rows) for one in queue)
+            if queue and waiting + len(rows) > self._most:
                 raise QueueFullError(
                     f"{waiting} texts wait to be encoded and at most {self._most} may: try again"
                 )
-            self._asks.append(ask)
+            queue.append(ask)
             self._changed.notify()
         return await ask.done
 
@@ -114,30 +124,36 @@ class EncoderThread:
     def _next(self) -> list[tuple[_Ask, Rows]]:
         """What goes in the next call: a fair part of every request that waits; empty: stop.
 
-        With more requests than texts in a call, those that had no part are first the next time.
+        Those in the background have a part where there are no others. With more requests than
+        texts in a call, those that had no part are first the next time.
         """
         with self._changed:
             self._running = 0
-            while not (live := self._live()) and self._failure is None:
+            self._drop_gone()
+            while not self._asks and not self._behind and self._failure is None:
                 self._changed.wait()
+                self._drop_gone()
             if self._failure is not None:
                 return []
+            queue, room = (
+                (self._asks, MOST_AT_ONCE) if self._asks else (self._behind, _BEHIND_AT_ONCE)
+            )
+            live = list(queue)
             batch: list[tuple[_Ask, Rows]] = []
-            room = MOST_AT_ONCE
             for left, ask in zip(range(len(live), 0, -1), live, strict=True):
                 share = max(1, room // left) if room else 0
                 rows = ask.rows[len(ask.vectors) : len(ask.vectors) + share]
                 room -= len(rows)
                 if rows:
                     batch.append((ask, rows))
-            self._asks.rotate(-len(batch))
+            queue.rotate(-len(batch))
             self._running = len(batch)
         return batch
 
-    def _live(self) -> Sequence[_Ask]:
-        """The requests that somebody waits for."""
+    def _drop_gone(self) -> None:
+        """Keep the requests that somebody waits for."""
         self._asks = deque(ask for ask in self._asks if not ask.done.cancelled())
-        return list(self._asks)
+        self._behind = deque(ask for ask in self._behind if not ask.done.cancelled())
 
     def _hand_out(self, batch: Sequence[tuple[_Ask, Rows]], vectors: list[Any]) -> None:
         at = 0
@@ -146,15 +162,17 @@ class EncoderThread:
             at += len(rows)
             if len(ask.vectors) == len(ask.rows):
                 with self._changed:
-                    if ask in self._asks:
-                        self._asks.remove(ask)
+                    for queue in (self._asks, self._behind):
+                        if ask in queue:
+                            queue.remove(ask)
                 self._settle(ask, np.stack(ask.vectors))
 
     def _fail(self, failure: Exception) -> None:
         with self._changed:
             self._failure = self._failure or failure
-            asks = list(self._asks)
+            asks = [*self._asks, *self._behind]
             self._asks.clear()
+            self._behind.clear()
             self._changed.notify()
         for ask in asks:
             self._settle(ask, self._failure)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 
 from tpuinfer.server import trail
+from tpuinfer.server.batch_states import to_its_end
 from tpuinfer.server.failures import ApiError
 from tpuinfer.server.fields import shown
 from tpuinfer.server.paging import no_such, only, page_of
@@ -95,7 +96,8 @@ def files_router(store: Callable[[], Store], most_bytes: int) -> APIRouter:
     async def delete(file_id: str) -> FileDeleted:
         """Forget it, unless a batch still reads it."""
         try:
-            reader = await asyncio.to_thread(store().remove_file, file_id, viewer())
+            with room():
+                reader = await to_its_end(store().remove_file, file_id, viewer())
         except KeyError:
             raise no_such("file", file_id, "file_id") from None
         if reader is not None:
@@ -127,11 +129,19 @@ async def _taken(http: Request, store: Store, most_bytes: int) -> FileObject:
         made = FileObject(
             id=file_id, bytes=size, created_at=now(), filename=form.filename, purpose="batch"
         )
-        with room():
-            await asyncio.to_thread(store.add_file, FileRecord(made, viewer(), where))
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+    def keep(record: FileRecord) -> None:
+        try:
+            store.add_file(record)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    with room():
+        await to_its_end(keep, FileRecord(made, viewer(), where))
     return made
 
 
