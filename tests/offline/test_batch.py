@@ -139,6 +139,57 @@ def test_errors_are_retried_when_asked(job, tmp_path):
     assert ids(tmp_path / "out.errors.jsonl") == ["id-6"]
 
 
+def test_the_error_of_a_line_without_an_id_goes_once_it_is_mended(job, tmp_path):
+    given = tmp_path / "in.jsonl"
+    good = given.read_text("utf-8")
+    given.write_text(good.replace('"custom_id": "id-5", ', ""), "utf-8")
+    batch = opened(job)
+    ran(batch, ByHand())
+    batch.close()
+    assert opened_and_closed(job) == (19, 1)
+    given.write_text(good, "utf-8")
+    with pytest.raises(BatchError, match="--accept-changes"):
+        opened(job)
+    batch = opened(job, Care(accept_changes=True))
+    ran(batch, ByHand())
+    batch.close()
+    assert opened_and_closed(job) == (20, 0)
+    assert (tmp_path / "out.errors.jsonl").read_bytes() == b""
+
+
+def test_a_batch_goes_on_from_another_folder_and_under_another_name(job, tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/in.jsonl").write_text("no json\n")
+    monkeypatch.chdir(tmp_path)
+    first = Job(["in.jsonl", "sub/in.jsonl"], job.output, seed=3)
+    batch = opened(first)
+    ran(batch, ByHand())
+    batch.close()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert opened_and_closed(Job(["../in.jsonl", "in.jsonl"], job.output, seed=3)) == (20, 1)
+    (tmp_path / "in.jsonl").rename(tmp_path / "moved.jsonl")
+    moved = Job(["../moved.jsonl", str(tmp_path / "sub/in.jsonl")], job.output, seed=3)
+    with pytest.raises(
+        BatchError, match=r"'sub/in\.jsonl:1' is not in the input.*--accept-changes"
+    ):
+        opened(moved)
+    assert opened_and_closed_with(moved, Care(accept_changes=True)) == (20, 0)
+
+
+def test_an_input_without_bad_lines_may_be_renamed(job, tmp_path):
+    batch = opened(job)
+    ran(batch, ByHand())
+    batch.close()
+    (tmp_path / "in.jsonl").rename(tmp_path / "moved.jsonl")
+    assert opened_and_closed(Job([str(tmp_path / "moved.jsonl")], job.output, seed=3)) == (20, 0)
+
+
+def opened_and_closed_with(job, care):
+    batch = opened(job, care)
+    batch.close()
+    return batch.answered, batch.failed
+
+
 def opened_and_closed(job):
     batch = opened(job)
     batch.close()

@@ -54,7 +54,26 @@ def test_a_file_that_the_batch_writes_is_no_input(folder, given):
 
 def test_names_are_short_where_they_are_unambiguous(folder):
     files = find_files([str(folder / "c.csv"), "a.jsonl", "sub/*.jsonl"], None)
-    assert [file.name for file in files] == ["c.csv", "a.jsonl", "sub/a.jsonl", "d.jsonl"]
+    assert [file.name for file in files] == [
+        "c.csv",
+        f"{folder.name}/a.jsonl",
+        "sub/a.jsonl",
+        "d.jsonl",
+    ]
+
+
+def test_names_are_the_same_from_any_folder(folder, monkeypatch):
+    (folder / "sub/b.jsonl").write_text("other")
+    (folder / "x/sub").mkdir(parents=True)
+    (folder / "x/sub/a.jsonl").write_text("a third")
+    here = find_files(["*.jsonl", "sub/*.jsonl", "x/**/*.jsonl"], None)
+    monkeypatch.chdir(folder / "sub")
+    there = find_files(["../*.jsonl", "*.jsonl", "../x/**/*.jsonl"], None)
+    names = [file.name for file in here]
+    assert [file.name for file in there] == names
+    home = folder.name
+    wanted = ["a.jsonl", "b.jsonl", "sub/a.jsonl", "sub/b.jsonl", "d.jsonl", "x/sub/a.jsonl"]
+    assert names == [f"{home}/a.jsonl", f"{home}/b.jsonl", f"{home}/sub/a.jsonl", *wanted[3:]]
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_meant_itself(folder):
@@ -187,6 +206,17 @@ def test_a_pipe_is_copied(folder):
     [file] = find_files(["pipe"], None)
     writer.join()
     assert text_of(file) == text_of(file) == b"hello"
+
+
+def test_the_output_of_a_command_is_copied(folder):
+    """A pipe without a name, as <(command) gives it."""
+    reading, writing = os.pipe()
+    os.write(writing, b"hello")
+    os.close(writing)
+    [file] = find_files([f"/dev/fd/{reading}"], None)
+    os.close(reading)
+    assert text_of(file) == text_of(file) == b"hello"
+    assert (file.suffix, file.digest().bytes) == (".jsonl", 5)
 
 
 def test_object_storage_is_copied_and_matched(folder, monkeypatch):

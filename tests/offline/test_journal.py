@@ -124,7 +124,9 @@ def test_a_line_that_was_written_in_part_is_cut_off_again(path, monkeypatch, err
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(os, "write", half)
-    with pytest.raises(BatchError, match="3 lines before it are safe") as first:
+    with pytest.raises(
+        BatchError, match="3 lines of this run and all before them are safe"
+    ) as first:
         journal.append(b'{"n":3}')
     assert os.strerror(error) in str(first.value)
     assert "run the same command again" in str(first.value)
@@ -139,6 +141,18 @@ def test_a_line_that_was_written_in_part_is_cut_off_again(path, monkeypatch, err
     assert path.read_bytes() == whole
 
 
+def test_what_is_safe_is_told_without_reading_the_file(path, monkeypatch):
+    path.write_bytes(b"{}\n" * 1000)
+    journal = Journal.open(path)
+    journal.append(b"{}")
+    failing(monkeypatch, "write", errno.ENOSPC)
+    for name in ("pread", "read"):
+        failing(monkeypatch, name, errno.EIO)
+    with pytest.raises(BatchError, match="1 lines of this run and all before them are safe"):
+        journal.append(b"{}")
+    journal.close()
+
+
 def test_a_short_write_goes_on_to_its_end_or_its_reason(path, monkeypatch):
     journal = Journal.open(path)
     write = os.write
@@ -146,7 +160,7 @@ def test_a_short_write_goes_on_to_its_end_or_its_reason(path, monkeypatch):
     journal.append(b"0123456789")
     assert path.read_bytes() == b"0123456789\n"
     failing(monkeypatch, "write", errno.ENOSPC, after=2)
-    with pytest.raises(BatchError, match="1 lines before it are safe"):
+    with pytest.raises(BatchError, match="1 lines of this run and all before them are safe"):
         journal.append(b"abcdefghij")
     assert path.read_bytes() == b"0123456789\n"
     journal.close()
@@ -163,7 +177,7 @@ def test_where_even_the_cut_fails_the_next_start_makes_it(path, monkeypatch, cap
         raise OSError(errno.EIO, "input/output error")
 
     monkeypatch.setattr(os, "write", half)
-    with pytest.raises(BatchError, match="1 lines before it are safe"):
+    with pytest.raises(BatchError, match="1 lines of this run and all before them are safe"):
         journal.append(b'{"b":2}')
     assert "the next start cuts it off" in caplog.text
     journal.close()
@@ -243,7 +257,9 @@ def test_a_failed_fsync_is_told_by_the_next_append_and_ever_after(path, monkeypa
     journal.flush()
     failing(monkeypatch, "fsync", errno.EIO)
     journal.append(b'{"b":2}')
-    with pytest.raises(BatchError, match=r"made durable .*; 1 lines before it are safe"):
+    with pytest.raises(
+        BatchError, match=r"made durable .*; 1 lines of this run and all before them are safe"
+    ):
         journal.flush()
     monkeypatch.undo()
     for later in (lambda: journal.append(b"{}"), journal.flush, journal.close):
@@ -404,7 +420,7 @@ def test_a_file_that_may_not_grow_keeps_its_whole_lines(path):
     assert "File too large" in said.decode()
     numbers = [json.loads(line)["n"] for line in path.read_bytes().splitlines()]
     assert numbers == [int(line) for line in told.split()] == list(range(len(numbers)))
-    assert f"{len(numbers)} lines before it are safe" in said.decode()
+    assert f"{len(numbers)} lines of this run and all before them are safe" in said.decode()
     assert path.read_bytes().endswith(b"}\n")
     assert path.stat().st_size <= 100_000
 

@@ -54,6 +54,13 @@ def test_a_window_ends_by_lines_or_bytes_and_pops_its_longest_first():
     assert len(by_bytes) == 2
 
 
+def test_what_rows_hold_beside_the_prompt_counts_too():
+    rows = [{"text": "x" * 5000}, {"of": [{"deep": "x" * 5000}]}, {"n": 1}, {"n": 2}]
+    given = iter([Task(n, f"in:{n}", f"id-{n}", "/v1", b"{}", row) for n, row in enumerate(rows)])
+    windows = [read_window(given, never, lines=9, size=4000) for _ in range(3)]
+    assert [len(window) for window in windows] == [1, 1, 2]
+
+
 def test_equal_lines_go_in_the_inputs_order_and_done_ones_not_at_all():
     tasks = iter([task(i, max_tokens=5) for i in range(6)])
     window = read_window(tasks, lambda position: position % 2 == 0, lines=9)

@@ -54,6 +54,32 @@ def test_a_restart_goes_on_with_the_next_part(home):
     journal.close()
 
 
+@pytest.mark.parametrize("rewrites", [False, True])
+def test_a_writer_that_lost_its_lock_replaces_no_part(home, rewrites):
+    first, _ = filled(home, 2)
+    first.append(b"of the first")
+    second = Parts.open(home)
+    second.append(b"of the second")
+    second.close()
+    late = (lambda: first.rewrite([b"rewritten"])) if rewrites else first.close
+    with pytest.raises(BatchError, match=r"part-00001\.jsonl: another batch has written this part"):
+        late()
+    with pytest.raises(BatchError, match="another batch"):
+        first.append(b"more")
+    found = [line for _, line in Parts.open(home).lines()]
+    assert found == [b'{"n":0}', b'{"n":1}', b"of the second"]
+
+
+def test_a_rewrite_replaces_no_part_of_another(home):
+    first, _ = filled(home, 2)
+    second, _ = filled(home, 1)
+    with pytest.raises(BatchError, match=r"part-00001\.jsonl: another batch"):
+        first.rewrite([b"rewritten"])
+    assert len(list(Parts.open(home).lines())) == 3
+    first.close()
+    second.close()
+
+
 def test_parts_are_read_in_the_order_of_their_numbers(home):
     journal, _ = filled(home, 1)
     (journal.path / "part-100000.jsonl").write_bytes(b"last\n")

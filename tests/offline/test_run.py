@@ -44,6 +44,22 @@ def test_what_is_done_is_not_asked():
     assert set(answerer.asked) == {"p001", "p003"}
 
 
+def test_a_stop_ends_the_passing_over_of_lines_that_are_done():
+    end = time.monotonic() + 3
+
+    def given():
+        while time.monotonic() < end:
+            yield task(0)
+
+    async def main():
+        stop = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.02, stop.set)
+        return await run(given(), Recorded({0}), ByHand(), MARKS, stop=stop, pace=FAST)
+
+    assert asyncio.run(main()).answered == 0
+    assert time.monotonic() < end
+
+
 def test_a_line_depends_on_its_id_and_the_seed_alone():
     """Not on what else is asked, nor on which run asks it."""
     first, second, other = Recorded(), Recorded({0, 1, 2}), Recorded()

@@ -1,6 +1,7 @@
 """The files of an input: found by pattern, read from the beginning as often as it takes.
 
-What can be read only once (stdin, object storage) is copied into a temporary file without a name.
+What can be read only once (stdin, pipes) or is far away (object storage) is copied into a temporary
+file without a name.
 """
 
 import glob
@@ -74,11 +75,9 @@ def find_files(
         if real in seen:
             raise BatchError(f"{path} is named twice: its lines would be asked twice")
         seen[real] = path
-    short = Counter(PurePosixPath(path).name for path in paths)
-    names = [name if short[name := PurePosixPath(path).name] == 1 else path for path in paths]
     return [
         InputFile(path, name="stdin" if path == STDIN else name, spool=spool)
-        for path, name in zip(paths, names, strict=True)
+        for path, name in zip(paths, _names(paths), strict=True)
     ]
 
 
@@ -86,7 +85,8 @@ class InputFile:
     """One file, which may not change while it is an input.
 
     Attributes:
-      name: for a reader: its last part, unless two inputs share that. path: as it was given.
+      name: for a reader: its last part, and those before it that set it apart from other inputs.
+        It is the same from whichever folder the batch is run. path: as it was given.
       suffix: of its kind, in lower case, ".gz" put aside; stdin is ".jsonl".
     """
 
@@ -212,6 +212,22 @@ class _Copy(io.RawIOBase):
         return self._at
 
 
+def _names(paths: Sequence[str]) -> list[str]:
+    """The shortest ends that set paths apart: /x/a.jsonl, /y/a.jsonl, b -> x/a.jsonl, y/a.jsonl, b.
+
+    Args:
+      paths: to different files.
+    """
+    whole = [PurePosixPath(path if is_remote(path) else os.path.abspath(path)) for path in paths]
+    lengths = [1] * len(whole)
+    while True:
+        ends = [path.parts[-length:] for path, length in zip(whole, lengths, strict=True)]
+        count = Counter(ends)
+        if len(count) == len(ends):
+            return [str(PurePosixPath(*end)) for end in ends]
+        lengths = [n + (count[end] > 1) for n, end in zip(lengths, ends, strict=True)]
+
+
 def _real(path: str) -> str:
     """The one name of a file, whichever way it is named."""
     if path == STDIN or is_remote(path):
@@ -284,6 +300,7 @@ def _comes_once(path: str) -> bool:
 
 
 def _is_pipe(path: str) -> bool:
+    """Whether it is a pipe, as <(command) is."""
     try:
         return stat.S_ISFIFO(os.stat(path).st_mode)
     except OSError:
@@ -309,4 +326,6 @@ def _copied(path: str, spool: Path | None) -> int:
 def _opened(path: str) -> AbstractContextManager[BinaryIO]:
     if path == STDIN:
         return nullcontext(sys.stdin.buffer)
+    if not is_remote(path):
+        return open(path, "rb")  # as it is named: a nameless pipe has no real path
     return cast(AbstractContextManager[BinaryIO], place(path).open("rb"))

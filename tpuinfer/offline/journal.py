@@ -34,7 +34,7 @@ class Journal:
         self.path = path
         self._handle = handle
         self._end = os.fstat(handle).st_size
-        self._synced = self._end
+        self._lines = self._safe = 0  # appended here; and of them, durable
         self._error: str | None = None
         self._closed = False
         self._flusher = Flusher(
@@ -115,6 +115,7 @@ class Journal:
             self._fail(error)
         offset = self._end
         self._end += len(line) + 1
+        self._lines += 1
         self._flusher.added()
         return offset
 
@@ -170,11 +171,11 @@ class Journal:
             ) from None
         os.dup2(handle, self._handle, inheritable=False)
         os.close(handle)
-        self._end = self._synced = os.fstat(self._handle).st_size
+        self._end, self._safe = os.fstat(self._handle).st_size, self._lines
         try:
             sync_folder(self.path.parent)
         except OSError as error:
-            self._error = self._words("made durable", error, 0)
+            self._error = self._words("made durable", error, self._safe)
             raise BatchError(self._error) from None
 
     def flush(self) -> None:
@@ -206,12 +207,12 @@ class Journal:
             raise BatchError(self._error)
 
     def _sync(self) -> None:
-        end = self._end  # before the fsync: what is written during it may miss it
+        lines = self._lines  # before the fsync: what is written during it may miss it
         try:
             os.fsync(self._handle)
         except OSError as error:
-            raise BatchError(self._words("made durable", error, self._synced)) from None
-        self._synced = end
+            raise BatchError(self._words("made durable", error, self._safe)) from None
+        self._safe = lines
 
     def _fail(self, error: OSError) -> None:
         """Cuts off what was written of a line, and refuses this and all later ones."""
@@ -219,18 +220,15 @@ class Journal:
             os.ftruncate(self._handle, self._end)
         except OSError:
             _LOG.warning("%s: its last line is torn; the next start cuts it off", self.path)
-        self._error = self._words("written", error, self._end)
+        self._error = self._words("written", error, self._lines)
         raise BatchError(self._error) from None
 
     def _words(self, verb: str, error: OSError, safe: int) -> str:
-        """What to say of a line that could not be written, where `safe` bytes are there."""
-        try:
-            kept = f"{_count(self._handle, safe):,} lines"
-        except OSError:
-            kept = f"{safe:,} bytes of lines"
+        """What to say of a line that could not be written, where `safe` lines of this run are."""
         return (
-            f"{self.path}: a line could not be {verb} ({reason(error)}); {kept} before it are "
-            "safe: make room, or see to the disk, and run the same command again"
+            f"{self.path}: a line could not be {verb} ({reason(error)}); {safe:,} lines of this "
+            "run and all before them are safe: make room, or see to the disk, and run the same "
+            "command again"
         )
 
 
@@ -289,11 +287,4 @@ def _line_start(handle: int, end: int) -> int:
 def _holds_zero(handle: int, start: int, end: int) -> bool:
     return any(
         b"\0" in os.pread(handle, min(_BLOCK, end - at), at) for at in range(start, end, _BLOCK)
-    )
-
-
-def _count(handle: int, end: int) -> int:
-    """How many lines the first `end` bytes hold."""
-    return sum(
-        os.pread(handle, min(_BLOCK, end - at), at).count(b"\n") for at in range(0, end, _BLOCK)
     )

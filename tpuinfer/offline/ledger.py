@@ -28,6 +28,7 @@ from tpuinfer.offline.task import BatchError, Task
 
 _LOG = logging.getLogger(__name__)
 _FOREIGN = -1  # the position of a line whose request is not in the input
+_MOVED = -2  # that of an error known by its place, where another line may stand now
 
 
 class Ledger:
@@ -64,7 +65,9 @@ class Ledger:
         Args:
           output, errors: paths, or URLs of object storage.
           index: of the input, without marks.
-          accept: whether answers to requests that are not in the input are kept, not refused.
+          accept: whether the input may have changed: answers to requests that are not in it are
+            kept, not refused; errors known by their place alone are dropped, and what stands there
+            now is to do.
           retry_errors: whether what has failed is still to do; its error stays until it has
             another outcome.
           sync_lines, sync_seconds: as `open_journal` takes them.
@@ -211,17 +214,21 @@ class Ledger:
 
     def _read_errors(self, accept: bool, retry_errors: bool) -> None:
         """Marks what the errors hold, unless they are to be tried again, and drops stale ones."""
-        positions, keep = self._scan_errors(accept)
+        positions, keep = self._scan_errors(accept, moved=accept)
         self.foreign += positions.count(_FOREIGN)
         self._drop_stale(positions, keep)
         self._retrying = retry_errors
         if not retry_errors:
             for position in positions:
-                if position != _FOREIGN:
+                if position >= 0:
                     self._index.mark_failed(position)  # which changes nothing for an answered one
 
-    def _scan_errors(self, accept: bool) -> tuple["array[int]", bytearray]:
+    def _scan_errors(self, accept: bool, *, moved: bool = False) -> tuple["array[int]", bytearray]:
         """(position, whether it is to be kept) of each line of the errors, in their order.
+
+        Args:
+          accept: whether there may be foreign ones.
+          moved: whether those known by their place alone are stale.
 
         Kept is the last error of each request that has no answer, and what is foreign:
 
@@ -237,7 +244,7 @@ class Ledger:
             record = _parsed(self._errors.path, number, line)
             if "custom_id" in record and record["custom_id"] is None:
                 name = _text(record, "line", self._errors.path, number)
-                position = self._index.position_at(name)
+                position = _MOVED if moved else self._index.position_at(name)
             else:
                 name = _text(record, "custom_id", self._errors.path, number)
                 position = self._index.position_of(name)
@@ -249,6 +256,8 @@ class Ledger:
         seen = bytearray(len(self._index) // 8 + 1)
         for number in range(len(positions) - 1, -1, -1):
             position = positions[number]
+            if position == _MOVED:
+                continue
             byte, bit = position >> 3, 1 << (position & 7)
             if position == _FOREIGN:
                 keep[number] = 1

@@ -222,13 +222,14 @@ def _input_differences(kept: Manifest, new: Manifest) -> list[str]:
     if len(kept.inputs) != len(new.inputs):
         found.append(f"inputs: {len(kept.inputs)} files before, {len(new.inputs)} now")
     for old, now in zip(kept.inputs, new.inputs, strict=False):
+        if old["sha256"] == now["sha256"]:
+            continue  # whatever it is called now
         if old["name"] != now["name"]:
             found.append(f"input {now['name']}: stands where {old['name']} stood")
-        if old["sha256"] != now["sha256"]:
-            found.append(
-                f"input {now['name']}: sha256 was {_short(old['sha256'])} "
-                f"({old['bytes']:,} bytes), is {_short(now['sha256'])} ({now['bytes']:,} bytes)"
-            )
+        found.append(
+            f"input {now['name']}: sha256 was {_short(old['sha256'])} "
+            f"({old['bytes']:,} bytes), is {_short(now['sha256'])} ({now['bytes']:,} bytes)"
+        )
     if kept.lines != new.lines:
         found.append(f"lines: {kept.lines:,} before, {new.lines:,} now")
     return found

@@ -12,7 +12,7 @@ longest-first lists, doi:10.1137/0117039).
 import asyncio
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,11 +24,14 @@ LINES_EACH = 32
 """Lines of a window for each request that is answered at once."""
 
 WINDOW_BYTES = 2**25
-"""Bytes of bodies after which a window is full, whatever its lines."""
+"""Bytes of bodies and rows after which a window is full, whatever its lines."""
 
 _BYTES_A_TOKEN = 4
 _UNSAID = 256
 """Tokens that an answer is taken to have where its request does not say."""
+
+_VALUE_BYTES = 64
+"""What a value of a row takes beside its characters."""
 
 _LIMITS = ("max_completion_tokens", "max_tokens")
 
@@ -56,6 +59,17 @@ def _answer_tokens(body: bytes) -> float:
     return limit * (_count(fields.get("n")) or 1)
 
 
+def _held(value: Any) -> int:
+    """About how many bytes a value of JSON takes in memory."""
+    if isinstance(value, str | bytes):
+        return _VALUE_BYTES + len(value)
+    if isinstance(value, Mapping):
+        return _VALUE_BYTES + sum(_held(name) + _held(one) for name, one in value.items())
+    if isinstance(value, list):
+        return _VALUE_BYTES + sum(map(_held, value))
+    return _VALUE_BYTES
+
+
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and 0 <= value < 2**31 else None
 
@@ -75,7 +89,7 @@ def read_window(
         if skip(task.position):
             continue
         found.append(task)
-        held += len(task.body)
+        held += len(task.body) + (0 if task.row is None else _held(task.row))
         if len(found) >= lines or held >= size:
             break
     found.sort(key=lambda task: (cost(task), -task.position))
@@ -86,7 +100,11 @@ class Feed:
     """Hands lines out one by one to many takers of one event loop.
 
     An async context manager: leaving it waits for the reading thread, which has the iterator, and
-    stops at the next line, however many there are to be passed over.
+    ends at the next line, however many there are to be passed over.
+
+    Args:
+      tasks, skip, lines, size: as `read_window` takes them.
+      over: asked before each line on the reading thread: whether no more are wanted.
     """
 
     def __init__(
@@ -96,8 +114,9 @@ class Feed:
         *,
         lines: int,
         size: int = WINDOW_BYTES,
+        over: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._tasks, self._skip = tasks, skip
+        self._tasks, self._skip, self._over = tasks, skip, over
         self._lines, self._size = lines, size
         self._window: list[Task] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch-input")
@@ -137,7 +156,7 @@ class Feed:
 
     def _read(self) -> "asyncio.Future[list[Task]]":
         def work() -> list[Task]:
-            wanted = itertools.takewhile(lambda _: not self._left, self._tasks)
+            wanted = itertools.takewhile(lambda _: not (self._left or self._over()), self._tasks)
             return read_window(wanted, self._skip, lines=self._lines, size=self._size)
 
         return asyncio.get_running_loop().run_in_executor(self._thread, work)

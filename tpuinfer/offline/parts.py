@@ -33,6 +33,11 @@ class Parts:
     `sync_seconds` each: what waits is what a kill takes, and those requests run again. A part is
     there whole or not at all, since object storage writes objects so.
 
+    A part that is there is never replaced, so of two that write here, since one has lost its lock
+    without knowing it, the one that comes later to a number ends:
+
+        a opens, is frozen | b opens, writes part-00003 | a wakes: part-00003 is there, a ends
+
     An offset is (part << 40) + the offset within it.
     """
 
@@ -153,7 +158,8 @@ class Parts:
                     spool.write(line)
                     spool.write(b"\n")
                 if spool.tell():
-                    put_stream(self._at(self._number), spool)
+                    _refuse_taken(path := self._at(self._number))
+                    put_stream(path, spool)
                     self._parts.append(self._number)
                     self._number += 1
             for number in old:
@@ -235,20 +241,27 @@ class Parts:
             self._forget_spool()
 
     def _write(self, number: int, data: bytes) -> None:
-        path = self._at(number)
+        path, free = self._at(number), False
         for pause in _PAUSES:
             try:
+                free = free or _refuse_taken(path)
                 put(path, data)
+            except BatchError:
+                raise
             except Exception as error:
                 _LOG.warning("%s: not written (%s); again in %g s", path, reason(error), pause)
                 time.sleep(pause)
             else:
                 return
         try:
+            free = free or _refuse_taken(path)
             put(path, data)
+        except BatchError:
+            raise
         except Exception as error:
-            with contextlib.suppress(Exception):
-                path.unlink()  # whatever a driver may have left of it
+            if free:
+                with contextlib.suppress(Exception):
+                    path.unlink()  # whatever a driver may have left of it
             raise BatchError(
                 f"{path}: could not be written ({reason(error)}); the parts before it are safe, "
                 f"its {data.count(_END):,} lines are not: see to the storage and run the same "
@@ -307,6 +320,21 @@ def holds_lines(path: str) -> bool:
         return file.exists() and (not file.is_file() or file.stat().st_size > 0)
     except OSError as error:
         raise BatchError(f"{path}: cannot be read ({reason(error)})") from None
+
+
+def _refuse_taken(path: Path) -> bool:
+    """True of a part that is not there.
+
+    Raises:
+      BatchError: it is, so another one writes here.
+      Exception: whatever the driver of an object storage raises.
+    """
+    if path.exists():
+        raise BatchError(
+            f"{path}: another batch has written this part, and it stays; the lines for it are not "
+            "written: run the same command again when no other one runs"
+        )
+    return True
 
 
 def _numbers(folder: Path) -> list[int]:

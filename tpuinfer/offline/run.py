@@ -117,7 +117,9 @@ async def run(
     work = _Work(recorder, answerer, marks, stop=stop, pace=pace, on_progress=on_progress)
     width = max(1, answerer.width)
     lines = width * pace.lines_each
-    async with Feed(tasks, recorder.is_done, lines=lines, size=pace.window_bytes) as feed:
+    async with Feed(
+        tasks, recorder.is_done, lines=lines, size=pace.window_bytes, over=lambda: work.over
+    ) as feed:
         workers = [asyncio.create_task(work.through(feed)) for _ in range(width)]
         stopping = asyncio.create_task(stop.wait())
         ended = asyncio.gather(*workers)
@@ -156,9 +158,9 @@ class _Work:
     async def through(self, feed: Feed) -> None:
         """One worker: a line at a time until there are no more, or none may begin."""
         try:
-            while not self._over:
+            while not self.over:
                 task = await feed.next()
-                if task is None or self._over:
+                if task is None or self.over:
                     return
                 await self._one(task)
         except BaseException:
@@ -166,7 +168,8 @@ class _Work:
             raise
 
     @property
-    def _over(self) -> bool:
+    def over(self) -> bool:
+        """Whether no line is to be begun any more; any thread may ask."""
         return self._halted or self._stop.is_set()
 
     async def _one(self, task: Task) -> None:
