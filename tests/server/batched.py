@@ -74,10 +74,10 @@ def timeless(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return answers
 
 
-def half_done(server: Serving, count: int) -> str:
-    """A batch of which something is done, and never all: the engine stands still."""
+def half_done(server: Serving, count: int, *first: bytes) -> str:
+    """A batch of these lines and `count` requests, of which something is done, and never all: the engine stands still."""
     gate = Gate(server.engine)
-    made = server.create([request(f"r{n}", max_tokens=40) for n in range(count)])
+    made = server.create([*first, *(request(f"r{n}", max_tokens=40) for n in range(count))])
     until(lambda: server.batch(made)["request_counts"]["completed"] > 3)
     gate.shut()
     threading.Timer(0.2, gate.open).start()  # the engine's thread has to end

@@ -56,9 +56,9 @@ def _first_time(monkeypatch, where, name, instead):
 def _killed(folder, **shown):
     """A batch half done, whose counts were not noted; `shown`: fields as the store has them."""
     with serving(folder) as server:
-        made = half_done(server, 2000)
+        made = half_done(server, 2000, b"{")
     store = Store(folder)
-    shown = {"request_counts": Counts(total=2000)} | shown
+    shown = {"request_counts": Counts(total=2001)} | shown
     store.change(made, lambda one: replace(one, shown=one.shown.model_copy(update=shown)))
     store.close()
     return made
@@ -124,7 +124,7 @@ def test_one_whose_time_is_over_waits_for_a_disk_too(tmp_path, monkeypatch):
             assert 0 < len(opens) <= 4
             assert server.batch(made)["status"] in ("in_progress", "finalizing")
         counts = server.ended(made, "expired")["request_counts"]
-        assert counts["completed"] + counts["failed"] == 2000
+        assert counts["completed"] + counts["failed"] == counts["total"] == 2001
 
 
 def _raise(error):
@@ -169,6 +169,8 @@ def test_counts_after_a_kill_are_those_of_the_journals(tmp_path, status):
         assert done["request_counts"]["completed"] == len(answers) > 3
         order = [int(one["custom_id"][1:]) for one in answers]
         assert order == sorted(order)
+        [error] = server.lines(done["error_file_id"])
+        assert (error["custom_id"], done["request_counts"]["failed"]) == (None, 1)
         held = [os.path.realpath(f"/proc/self/fd/{one}") for one in os.listdir("/proc/self/fd")]
         assert not [one for one in held if made in one]
 

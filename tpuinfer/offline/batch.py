@@ -88,12 +88,15 @@ class Care:
       accept_changes: go on where the manifest says the batch was begun differently.
       sync_lines, sync_seconds: lines, and their age in seconds, that a power loss may take;
         None as suits where the output lies.
+      to_end: the batch is opened to be ended, and nothing more of it is answered: it does not
+        matter with which model or software it was begun. Its input is the same.
     """
 
     retry_errors: bool = False
     accept_changes: bool = False
     sync_lines: int | None = None
     sync_seconds: float | None = None
+    to_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class Batch:
                 job.manifest_path,
                 wanted,
                 journals=journals,
-                accept=care.accept_changes,
+                accept=care.accept_changes or care.to_end,
                 by_place=job.form.plain and job.form.id_field is None,
             )
             ledger = Ledger.open(

@@ -72,12 +72,12 @@ class _Stoppable:
 
 
 def opened(
-    store: Store, record: BatchRecord, path: Path, identity: str, *, accept: bool = False
+    store: Store, record: BatchRecord, path: Path, identity: str, *, to_end: bool = False
 ) -> Batch:
     """The batch with its journals, as far as it is. Blocks.
 
     Args:
-      accept: open it though it was begun with something else: to end it, not to go on.
+      to_end: open it, whatever it was begun with: to end it, not to go on.
 
     Raises:
       MixUpError: it was begun with another model or other software.
@@ -92,7 +92,7 @@ def opened(
         created=record.shown.created_at,
         name=record.shown.id,
     )
-    return Batch.open(job, lambda: {"identity": identity}, Care(accept_changes=accept))
+    return Batch.open(job, lambda: {"identity": identity}, Care(to_end=to_end))
 
 
 def _patterns(path: Path) -> list[str]:

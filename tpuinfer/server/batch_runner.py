@@ -262,7 +262,7 @@ class Runner:
             await self._states.end(batch_id, status, complaint=complaint)
             return
         try:
-            batch = await self._opened(record, record.identity, accept=True)
+            batch = await self._opened(record, record.identity, to_end=True)
         except PassingError:
             raise
         except BatchError as error:
@@ -353,12 +353,12 @@ class Runner:
             await to_its_end(batch.finish)
         await self._states.end(batch_id, status, _counts(batch), complaint)
 
-    async def _opened(self, record: BatchRecord, identity: str, *, accept: bool = False) -> Batch:
+    async def _opened(self, record: BatchRecord, identity: str, *, to_end: bool = False) -> Batch:
         """The open batch; if nobody waits any more, closed. Raises BatchError."""
         path = await self._states.input_of(record)
         opening = asyncio.ensure_future(
             asyncio.to_thread(
-                batch_files.opened, self._store, record, path, identity, accept=accept
+                batch_files.opened, self._store, record, path, identity, to_end=to_end
             )
         )
         try:
