@@ -75,7 +75,10 @@ def timeless(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def half_done(server: Serving, count: int, *first: bytes) -> str:
-    """A batch of these lines and `count` requests, of which something is done, and never all: the engine stands still."""
+    """A batch of these lines and `count` requests, of which something is done, and never all.
+
+    The engine stands still by then.
+    """
     gate = Gate(server.engine)
     made = server.create([*first, *(request(f"r{n}", max_tokens=40) for n in range(count))])
     until(lambda: server.batch(made)["request_counts"]["completed"] > 3)
