@@ -5,6 +5,7 @@ mesh need that many.
 """
 
 import os
+import signal
 
 import jax
 import pytest
@@ -17,6 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network what it holds
     jax.config.update("jax_platforms", config.getoption("--platform"))
     prepare_cpu_devices(8)

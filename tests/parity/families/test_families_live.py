@@ -18,6 +18,10 @@ from tpuinfer.checkpoint.sources import open_source
 
 pytestmark = pytest.mark.parity
 
+DRIFT = LIMIT / 4
+"""How far transformers may be from what it answered on the CPU that the goldens were made on: 1.5e-5
+was seen on another kind (one mixture of experts; all others are below 5e-6)."""
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_transformers_answers_as_the_golden_and_as_we_do(name, tmp_path):
@@ -25,7 +29,7 @@ def test_transformers_answers_as_the_golden_and_as_we_do(name, tmp_path):
     live = publish(case, tmp_path / "live")
     assert live.config == golden.config
     assert live.files == golden.files
-    assert family_golden.row_errors(golden.logits, live.logits).max() < LIMIT / 10
+    assert family_golden.row_errors(golden.logits, live.logits).max() < DRIFT
     for way, logits in ours(name).items():
         assert family_golden.row_errors(logits, live.logits).max() < LIMIT, way
     again = family_golden.write_checkpoint(case, golden, tmp_path / "again")
