@@ -30,6 +30,7 @@ WITHIN_A_LEVEL = (
     ("errors", "model_config"),
     ("errors", "platform"),
     ("config", "platform"),
+    ("quant", "ops"),
     ("server", "benchmark"),
 )
 
@@ -61,6 +62,7 @@ RULES = (
     Rule("llguidance", ("grammar",)),
     Rule("torch", ("benchmark.peer_transformers",)),
     Rule("transformers", ("benchmark.peer_transformers",)),
+    Rule("llama_cpp", ("benchmark.peer_llama_cpp",)),
     Rule("pickle", ()),
 )
 

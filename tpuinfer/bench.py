@@ -30,8 +30,10 @@ _LENGTHS = flags.DEFINE_enum(
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each piece of work is timed.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the mix of requests and of random weights.")
-_AGAINST = flags.DEFINE_enum(
-    "against", None, ["transformers"], "Run the same work there too, on the same weights, in turn."
+_AGAINST = flags.DEFINE_string(
+    "against",
+    None,
+    "Run the same work there too, in turn: transformers, llama.cpp or llama.cpp:TYPE (q8_0, ...).",
 )
 _RANDOM_WEIGHTS = flags.DEFINE_string(
     "random-weights", None, "Sizes of a known model, weights made on the devices; no download."

@@ -14,6 +14,9 @@ from tpuinfer.errors import ConfigError
 Dtype = Literal["auto", "bfloat16", "float32"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
+RingDtype = Literal["auto", "bfloat16", "float32", "int8", "fp8"]
+RING_DTYPES: tuple[RingDtype, ...] = get_args(RingDtype)
+
 
 @dataclass(frozen=True)
 class SlotClass:
@@ -50,6 +53,8 @@ class EngineConfig:
         arXiv:2309.17453).
       prefill_wait_ms: how long a prompt may wait for others to share its prefill, milliseconds.
       strict_compile: a compile after warm-up is an error instead of a warning.
+      ring: what rings keep keys and values as: auto is by the platform; int8 and fp8 are codes with
+        a scale for each row of a head.
     """
 
     classes: tuple[SlotClass, ...] = (SlotClass(),)
@@ -57,8 +62,14 @@ class EngineConfig:
     sinks: int = 4
     prefill_wait_ms: float = 0.0
     strict_compile: bool = False
+    ring: RingDtype = "auto"
 
     def __post_init__(self) -> None:
+        if self.ring not in RING_DTYPES:
+            near = difflib.get_close_matches(str(self.ring), RING_DTYPES, 1, 0.0)[0]
+            raise ConfigError(
+                f"ring is {self.ring!r}: one of {', '.join(RING_DTYPES)}; nearest: {near}"
+            )
         if not self.classes:
             raise ConfigError("slots is empty: at least 1 is needed")
         lengths = [one.context for one in self.classes]
@@ -136,6 +147,8 @@ class Settings:
     sinks: int = 4
     prefill_wait_ms: float = 0.0
     strict_compile: bool = False
+    weights: str = "auto"
+    ring: str = "auto"
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
@@ -153,11 +166,12 @@ class Settings:
             sinks=self.sinks,
             prefill_wait_ms=self.prefill_wait_ms,
             strict_compile=self.strict_compile,
+            ring=self.ring,
         )
 
 
 _TOML_TABLES: dict[str, dict[str, tuple[type, ...]]] = {
-    "model": {"model": (str,), "dtype": (str,)},
+    "model": {"model": (str,), "dtype": (str,), "weights": (str,)},
     "mesh": {"mesh": (str, int)},
     "sharding": {"rules": (str,)},
     "engine": {
@@ -167,6 +181,7 @@ _TOML_TABLES: dict[str, dict[str, tuple[type, ...]]] = {
         "sinks": (int,),
         "prefill_wait_ms": (int, float),
         "strict_compile": (bool,),
+        "ring": (str,),
     },
 }
 """Table -> key -> the types that its value may have."""

@@ -16,7 +16,14 @@ from absl import app, flags
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from tpuinfer.config import CONTEXT_POLICIES, DTYPES, EngineConfig, Settings, load_settings
+from tpuinfer.config import (
+    CONTEXT_POLICIES,
+    DTYPES,
+    RING_DTYPES,
+    EngineConfig,
+    Settings,
+    load_settings,
+)
 from tpuinfer.errors import ConfigError, TpuinferError
 
 if TYPE_CHECKING:
@@ -36,6 +43,15 @@ MESH = flags.DEFINE_string(
 )
 RULES = flags.DEFINE_string("rules", None, "TOML file with sharding rules; default: built in.")
 DTYPE = flags.DEFINE_enum("dtype", _DEFAULT.dtype, DTYPES, "Of weights and activations.")
+WEIGHTS = flags.DEFINE_string(
+    "weights",
+    _DEFAULT.weights,
+    "How weights are kept: auto (as stored), none, published (as they were published), int8, w8a8, "
+    "int4[:GROUP], int4z[:GROUP], fp8, with exceptions: int4,layers.0=none; or a TOML file.",
+)
+RING = flags.DEFINE_enum(
+    "ring", _DEFAULT.ring, RING_DTYPES, "What rings keep keys and values as; auto: by the platform."
+)
 SLOTS = flags.DEFINE_string(
     "slots",
     str(_DEFAULT.slots),
@@ -83,6 +99,8 @@ _SHARED: dict[str, Any] = {
     "mesh": MESH,
     "rules": RULES,
     "dtype": DTYPE,
+    "weights": WEIGHTS,
+    "ring": RING,
     "slots": SLOTS,
     "context": CONTEXT,
     "context_policy": CONTEXT_POLICY,
@@ -183,6 +201,7 @@ def _wanted(chosen: Settings, engine: EngineConfig, progress: "Watch") -> dict[s
         "mesh": chosen.mesh,
         "rules": chosen.rules,
         "dtype": chosen.dtype,
+        "weights": chosen.weights,
         "engine": engine,
         "cache_dir": cache_dir(),
         "progress": progress,

@@ -21,19 +21,19 @@ def test_llama_by_hand():
     kv = ("kv_heads", "head_dim", "embed")
     layer = {
         "input_layernorm.weight": Weight((36,), (embed,)),
-        "mlp.down_proj.weight": Weight((36, 60), (embed, "mlp")),
-        "mlp.gate_proj.weight": Weight((60, 36), ("mlp", embed)),
-        "mlp.up_proj.weight": Weight((60, 36), ("mlp", embed)),
+        "mlp.down_proj.weight": Weight((36, 60), (embed, "mlp"), 1),
+        "mlp.gate_proj.weight": Weight((60, 36), ("mlp", embed), 1),
+        "mlp.up_proj.weight": Weight((60, 36), ("mlp", embed), 1),
         "post_attention_layernorm.weight": Weight((36,), (embed,)),
-        "self_attn.k_proj.weight": Weight((1, 8, 36), kv),
-        "self_attn.o_proj.weight": Weight((36, 3, 8), (embed, "heads", "head_dim")),
-        "self_attn.q_proj.weight": Weight((3, 8, 36), heads),
-        "self_attn.v_proj.weight": Weight((1, 8, 36), kv),
+        "self_attn.k_proj.weight": Weight((1, 8, 36), kv, 1),
+        "self_attn.o_proj.weight": Weight((36, 3, 8), (embed, "heads", "head_dim"), 2),
+        "self_attn.q_proj.weight": Weight((3, 8, 36), heads, 1),
+        "self_attn.v_proj.weight": Weight((1, 8, 36), kv, 1),
     }
     assert weights(one) == {
-        "embed_tokens.weight": Weight((97, 36), ("vocab", embed)),
+        "embed_tokens.weight": Weight((97, 36), ("vocab", embed), 1),
         **{f"layers.0.{name}": weight for name, weight in layer.items()},
-        "lm_head.weight": Weight((97, 36), ("vocab", embed)),
+        "lm_head.weight": Weight((97, 36), ("vocab", embed), 1),
         "norm.weight": Weight((36,), (embed,)),
     }
 

@@ -25,6 +25,8 @@ class Ring:
     values: jax.Array
     window: int | None = struct.field(pytree_node=False)
     sinks: int = struct.field(pytree_node=False)
+    key_scale: jax.Array | None = None
+    value_scale: jax.Array | None = None
 
 
 def dense(q, k, v, valid):
@@ -91,7 +93,8 @@ def attend(queries, ring, slots, newest, block):
 
 @functools.partial(jax.jit, static_argnames="window")
 def attend_chunk(seen, q, k, v, length, window=None, sinks=None):
-    return attention.attend_chunk(seen, q, k, v, length, window=window, sinks=sinks)
+    chunk = attention.Columns(k, v)
+    return attention.attend_chunk(seen, q, chunk, length, window=window, sinks=sinks)
 
 
 begin, finish = jax.jit(attention.begin), jax.jit(attention.finish)

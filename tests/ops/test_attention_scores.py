@@ -21,6 +21,8 @@ class Ring:
     values: jax.Array
     window: int | None = struct.field(pytree_node=False, default=None)
     sinks: int = struct.field(pytree_node=False, default=0)
+    key_scale: jax.Array | None = None
+    value_scale: jax.Array | None = None
 
 
 def normal(seed, *shape):
@@ -76,7 +78,9 @@ def test_a_chunk_by_the_formula(cap, learned):
     @jax.jit
     def run():
         begun = attention.begin(q, None if learned is None else jnp.asarray(learned))
-        return attention.finish(attention.attend_chunk(begun, q, k, v, length, cap=cap))
+        return attention.finish(
+            attention.attend_chunk(begun, q, attention.Columns(k, v), length, cap=cap)
+        )
 
     for r, t, kh, g in np.ndindex(ROWS, WIDTH, KV, GROUP):
         scores = k[r, kh, : t + 1].astype(np.float64) @ q[r, kh, g, t]

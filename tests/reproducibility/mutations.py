@@ -18,6 +18,7 @@ from tpuinfer.models import blocks
 from tpuinfer.ops import sampling
 from tpuinfer.programs.buckets import Chunk, cut
 from tpuinfer.programs.compile import Program, compile_programs
+from tpuinfer.quant.rows import Rounded
 from tpuinfer.testing.tiny import Tiny
 
 _write, _uniforms = ring.write, sampling.uniforms
@@ -28,8 +29,8 @@ Mutation = Callable[[pytest.MonkeyPatch], None]
 def padding_writes(patch: pytest.MonkeyPatch) -> None:
     """A chunk writes its whole width, real or not."""
 
-    def write(into: ring.Ring, k: jax.Array, v: jax.Array, rows: ring.Rows) -> ring.Ring:
-        length = jnp.where(rows.length > 0, k.shape[2], 0)
+    def write(into: ring.Ring, k: Rounded, v: Rounded, rows: ring.Rows) -> ring.Ring:
+        length = jnp.where(rows.length > 0, k.values.shape[2], 0)
         return _write(into, k, v, dataclasses.replace(rows, length=length))
 
     patch.setattr(ring, "write", write)
@@ -38,8 +39,8 @@ def padding_writes(patch: pytest.MonkeyPatch) -> None:
 def idle_rows_write(patch: pytest.MonkeyPatch) -> None:
     """A row with nothing to do writes all the same, into the slot that it happens to name."""
 
-    def write(into: ring.Ring, k: jax.Array, v: jax.Array, rows: ring.Rows) -> ring.Ring:
-        length = jnp.where(rows.length == 0, k.shape[2], rows.length)
+    def write(into: ring.Ring, k: Rounded, v: Rounded, rows: ring.Rows) -> ring.Ring:
+        length = jnp.where(rows.length == 0, k.values.shape[2], rows.length)
         return _write(into, k, v, dataclasses.replace(rows, length=length))
 
     patch.setattr(ring, "write", write)

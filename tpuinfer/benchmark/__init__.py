@@ -8,11 +8,14 @@ rounds    alternate: rounds of ours and theirs in turn; medians, spread and rati
 steps     decode_round, prefill_round: a runner's steps, timed
 offline   serve: a list of requests through an engine, end to end
 host      EchoRunner, host_round: the engine's own time, with the device's work faked
+peers     Peer, parse, make: which others do the same work
 peer_transformers   the same work by transformers on the same weights
+peer_llama_cpp      the same work by llama.cpp on a GGUF file
+requantised         file_of: the model's GGUF file in another of llama.cpp's types
 report    Row, Report: a table and JSON
 subject   prepare: weights, programs and limits, ready to be measured; vocabulary
 modes     decode, prefill, host, batch: what `python -m tpuinfer.bench` runs
 
-Ignorant of flags and of HTTP. Only `peer_transformers` knows torch, and only once it is asked for.
+Ignorant of flags and of HTTP. Only the peers know torch and llama_cpp, and only once asked for.
 All public names are imported from their modules.
 """

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from tpuinfer.model_config import ModelConfig
+from tpuinfer.quant.qarray import bytes_of
 
 _HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 
@@ -134,6 +137,8 @@ def model_cost(config: ModelConfig, params: Mapping[str, Any], ring_bytes: float
 
 
 def _bytes(param: Any) -> int:
-    """Over all devices, copies counted."""
-    part = math.prod(param.sharding.shard_shape(param.shape)) * param.dtype.itemsize
-    return part * len(param.sharding.device_set)
+    """Over all devices, copies counted; of a QArray codes, scales and zeros."""
+    return sum(
+        bytes_of(one.sharding.shard_shape(one.shape), one.dtype) * len(one.sharding.device_set)
+        for one in jax.tree.leaves(param)
+    )

@@ -2,13 +2,9 @@
 
 from collections.abc import Callable
 
-import jax
-
 from tpuinfer.benchmark import limits
 from tpuinfer.benchmark.bounds import Cost, Machine, ModelCost, model_cost
-from tpuinfer.engine.build import Plan
-from tpuinfer.models import registry
-from tpuinfer.models.blueprint import abstract_params
+from tpuinfer.engine.build import Plan, abstract_weights
 
 Floor = Callable[[int, int, int], float]
 """(requests, prompt tokens, generated tokens) -> the least seconds for all of them."""
@@ -16,8 +12,7 @@ Floor = Callable[[int, int, int], float]
 
 def measured(plan: Plan) -> Floor:
     """Of a plan on this machine, whose limits are measured: that takes a second."""
-    shapes = abstract_params(registry.build(plan.config), plan.layout, plan.dtype)
-    cost = model_cost(plan.config, shapes, ring_bytes(plan))
+    cost = model_cost(plan.config, abstract_weights(plan), ring_bytes(plan))
     return floor(cost, limits.measure(plan.layout.mesh, plan.dtype), plan.slots.slots)
 
 
@@ -44,7 +39,6 @@ def floor(cost: ModelCost, machine: Machine, slots: int) -> Floor:
 
 def ring_bytes(plan: Plan) -> float:
     """Keys and values of one token in one layer, over all devices, copies counted."""
-    layout, config = plan.layout, plan.config
-    itemsize = jax.numpy.dtype(plan.rings[0][0].dtype).itemsize
+    layout, ring = plan.layout, plan.rings[0][0]
     copies = layout.mesh.size / (layout.shards("batch") * layout.shards("kv_heads"))
-    return 2 * config.kv_heads * config.head_dim * itemsize * copies
+    return ring.bytes / (ring.slots * ring.length) * copies

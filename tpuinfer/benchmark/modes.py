@@ -81,7 +81,7 @@ def decode(subject: Subject, options: Options) -> Report:
         }
         name = f"decode step, {live} live"
         rows.append(_row(subject, name, case, outcome, subject.cost.decode(live, position), live))
-    return _report("decode", subject, rows, options)
+    return _report("decode", subject, rows, options, *_memory(subject))
 
 
 def prefill(subject: Subject, options: Options) -> Report:
@@ -253,6 +253,20 @@ def _batch_seconds(subject: Subject, items: list[workload.Item], slots: int) -> 
     step = subject.cost.decode(slots, positions / max(decoded, 1))
     machine = subject.machine
     return prefilling.seconds(machine) + decoded / slots * step.seconds(machine)
+
+
+def _memory(subject: Subject) -> list[str]:
+    """A note on what weights and caches take, ours and a peer's that knows its own."""
+    sizes = {"ours": (subject.weight_bytes, subject.kv_bytes)}
+    theirs = {} if subject.peer is None else subject.peer.settings
+    if "weight_bytes" in theirs:
+        sizes[theirs["name"]] = theirs["weight_bytes"], theirs["kv_bytes"]
+    each = (
+        f"{name} {report.number(weights / 1e6)} MB of weights, {report.number(kv / 1e6)} MB of keys "
+        "and values"
+        for name, (weights, kv) in sizes.items()
+    )
+    return [f"memory: {'; '.join(each)}"]
 
 
 def _report(mode: str, subject: Subject, rows: list[Row], options: Options, *notes: str) -> Report:

@@ -18,6 +18,7 @@ import numpy as np
 
 from tpuinfer.benchmark.workload import Item
 from tpuinfer.errors import ConfigError
+from tpuinfer.quant.qarray import QArray, dequantise
 
 _WARM = 2
 """Decode steps at the start of a round whose times are left out."""
@@ -137,7 +138,8 @@ class Peer:
 
     def _tensor(self, value: Any, dtype: str) -> Any:
         """A parameter of ours as a tensor: the same bits, or rounded to `dtype`."""
-        host = np.asarray(value).astype(np.float32)
+        exact = dequantise(value) if isinstance(value, QArray) else value
+        host = np.asarray(exact).astype(np.float32)
         return self._torch.from_numpy(host).to(getattr(self._torch, dtype))
 
     def _fill(self, state: dict[str, Any]) -> None:

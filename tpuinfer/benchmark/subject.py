@@ -7,16 +7,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tpuinfer.benchmark import limits
+import jax
+
+from tpuinfer.benchmark import limits, peers
 from tpuinfer.benchmark.bounds import Machine, ModelCost, model_cost
 from tpuinfer.benchmark.floor import ring_bytes
-from tpuinfer.benchmark.peer_transformers import Peer
+from tpuinfer.benchmark.peers import Peer
 from tpuinfer.benchmark.weights import random_params
 from tpuinfer.benchmark.workload import Blank
 from tpuinfer.checkpoint import load as checkpoint_load
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.config import Settings
-from tpuinfer.engine import build
+from tpuinfer.engine import build, footprint
 from tpuinfer.engine.accept import Tokenizer
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.errors import ConfigError
@@ -31,6 +33,7 @@ class Subject:
     """A runner that is ready, and what its figures are to be compared with.
 
     Attributes:
+      weight_bytes: of all parameters as they are kept, copies on other devices left out.
       peer: another implementation on the same weights, if one was asked for.
     """
 
@@ -39,7 +42,14 @@ class Subject:
     runner: DeviceRunner
     machine: Machine
     cost: ModelCost
+    weight_bytes: int
     peer: Peer | None
+
+    @property
+    def kv_bytes(self) -> int:
+        """Keys and values of all slots, full or not, over all devices, copies counted."""
+        rings = (share.bytes for share in footprint.shares(self.plan) if share.kind == "rings")
+        return sum(rings) * self.plan.layout.mesh.size
 
     def describe_machine(self) -> dict[str, Any]:
         """Devices, software and measured limits, for a report."""
@@ -60,6 +70,8 @@ class Subject:
             "name": self.name,
             "dtype": self.plan.dtype,
             "weight_bytes_read": self.cost.read_bytes,
+            "weight_bytes": self.weight_bytes,
+            "kv_bytes": self.kv_bytes,
             "peer": None if self.peer is None else self.peer.settings,
         }
 
@@ -77,12 +89,13 @@ def prepare(
 
     Args:
       random_weights: a name of `models.sizes`; nothing is downloaded or read from files then.
-      against: "transformers" for a peer on the same weights.
+      against: one of `peers.NAMES`, for a peer on the same weights.
       seed: of the random weights.
 
     Raises:
       TpuinferError: one line that names what is wrong.
     """
+    wanted = peers.parse(against, random_weights) if against else None
     plan, hf_config = _plan(chosen, random_weights, cache_dir, progress)
     mesh = plan.layout.mesh
     if against and mesh.devices.flat[0].platform != "cpu":
@@ -90,19 +103,30 @@ def prepare(
             f"against is {against!r}, which runs on the CPU, and the devices here are "
             f"{mesh.devices.flat[0].device_kind}: leave it out"
         )
-    machine = limits.measure(mesh, plan.dtype)
     shapes = abstract_params(registry.build(plan.config), plan.layout, plan.dtype)
     if plan.path is None:
         params = random_params(shapes, seed)
     else:
         params = checkpoint_load.load_params(plan.path, shapes)
+    peer = None
+    if wanted is not None:
+        peer = peers.make(
+            wanted,
+            plan,
+            model=chosen.model,
+            hf_config=hf_config,
+            params=params,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
     return Subject(
         random_weights or chosen.model,
         plan,
         build.start(plan, params, cache_dir=cache_dir, progress=progress),
-        machine,
+        limits.measure(mesh, plan.dtype),
         model_cost(plan.config, shapes, ring_bytes(plan)),
-        Peer(hf_config, params, plan.dtype) if against else None,
+        sum(array.nbytes for array in jax.tree.leaves(params)),
+        peer,
     )
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tpuinfer.quant.qarray import FP8_MAX, QArray
 
-def random_params(abstract: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> dict[str, jax.Array]:
+
+def random_params(abstract: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Parameters made where they will lie: each device makes its own part, the host none.
 
     Matrices are uniform, small enough that no activation overflows (their variance is one over the
@@ -21,9 +23,25 @@ def random_params(abstract: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> di
     """
     key = jax.random.key(seed)
     return {
-        name: _maker(one.shape, one.dtype, one.sharding)(jax.random.fold_in(key, index))
+        name: _made(one, jax.random.fold_in(key, index))
         for index, (name, one) in enumerate(sorted(abstract.items()))
     }
+
+
+def _made(one: Any, key: jax.Array) -> Any:
+    """A parameter; of a QArray the codes are uniform, and the scales bring them into range."""
+    if not isinstance(one, QArray):
+        return _maker(one.shape, one.dtype, one.sharding)(key)
+    limit = math.sqrt(3 / math.prod(one.values.shape[1:]))
+    top = {"int4": 8, "fp8": FP8_MAX}.get(one.kind, 127)
+
+    def make(key: jax.Array) -> QArray:
+        codes = jax.random.randint(key, one.values.shape, -int(top) + 1, int(top), jnp.int32)
+        scale = jnp.full(one.scale.shape, limit / top, jnp.float32)
+        zero = None if one.zero is None else jnp.zeros_like(scale)
+        return QArray(codes.astype(one.values.dtype), scale, zero, one.kind, one.grouped)
+
+    return jax.jit(make, out_shardings=jax.tree.map(lambda part: part.sharding, one))(key)
 
 
 @functools.lru_cache(maxsize=64)

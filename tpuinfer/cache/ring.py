@@ -17,6 +17,7 @@ one after the other; one that is not theirs is wholly masked, which changes noth
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -26,11 +27,11 @@ from flax import struct
 from jax.experimental import layout as memory
 from jax.sharding import PartitionSpec
 
-from tpuinfer.cache.spec import RING_AXES
+from tpuinfer.cache.spec import RING_AXES, SCALE_AXES
 from tpuinfer.ops import attention
+from tpuinfer.quant.rows import Rounded, round_rows
 from tpuinfer.sharding.rules import Layout
 
-_ROW_MAJOR = memory.Layout(tuple(range(len(RING_AXES))))
 _HEADS = ("batch", None, "heads", "head_dim")
 _KV = ("batch", None, "kv_heads", "head_dim")
 
@@ -41,13 +42,19 @@ class Ring:
 
     Attributes:
       keys, values: [B, K, L, H]; `ops.attention.ring_column` says which column holds a position.
+      key_scale, value_scale: [B, K, L] float32, what the codes of a row are multiplied by; None =
+        rows are kept as they are.
       window: how many tokens a query looks back at; None = all. sinks: first tokens that stay.
+      compute: the dtype that attention multiplies in; None = that of keys.
     """
 
     keys: jax.Array
     values: jax.Array
     window: int | None = struct.field(pytree_node=False, default=None)
     sinks: int = struct.field(pytree_node=False, default=0)
+    key_scale: jax.Array | None = None
+    value_scale: jax.Array | None = None
+    compute: str | None = struct.field(pytree_node=False, default=None)
 
 
 Rings = tuple[Ring, ...]
@@ -147,12 +154,13 @@ class RingAttention:
         """
         spec = self.layout.spec
         row = PartitionSpec(self.layout.mesh_axis("batch"))
+        where = tuple(_specs(ring, self.layout) for ring in rings)
         places: Any = map(spec, (_HEADS, _KV, _KV, _HEADS, ("heads",)))
         local = jax.shard_map(
             functools.partial(self._decode if self.mode == "decode" else self._by_slot, scores),
             mesh=self.layout.mesh,
-            in_specs=(Asked(*places), spec(RING_AXES), row),
-            out_specs=(spec(_HEADS), spec(RING_AXES)),
+            in_specs=(Asked(*places), where, row),
+            out_specs=(spec(_HEADS), where),
             check_vma=False,
         )
         out: tuple[jax.Array, Rings] = local(asked, rings, rows)
@@ -161,7 +169,7 @@ class RingAttention:
     def _by_slot(
         self, scores: Scores, asked: Asked, rings: Rings, rows: Rows
     ) -> tuple[jax.Array, Rings]:
-        q, k, v = _lined_up(asked, rings[0].keys.dtype, scores, rows)
+        q, k, v = _lined_up(asked, rings[0], scores, rows)
         parts = _by_class(rings, rows)
         narrow = self.mode == "narrow"
         if narrow:
@@ -207,7 +215,7 @@ class RingAttention:
     def _decode_class(
         self, scores: Scores, asked: Asked, ring: Ring, rows: Rows
     ) -> tuple[jax.Array, Ring]:
-        q, k, v = _lined_up(asked, ring.keys.dtype, scores, rows)
+        q, k, v = _lined_up(asked, ring, scores, rows)
         ring = _put(ring, k, v, rows)
         seen = attention.attend_ring(
             attention.begin(q.main, asked.sink_logits),
@@ -220,13 +228,23 @@ class RingAttention:
         return _finish(seen, asked.q), ring
 
 
+def _specs(ring: Ring, layout: Layout) -> Any:
+    """Where a ring lies, part by part."""
+    whole, scale = layout.spec(RING_AXES), layout.spec(SCALE_AXES)
+    scales = (None, None) if ring.key_scale is None else (scale, scale)
+    places: Any = (whole, whole, ring.window, ring.sinks, *scales, ring.compute)
+    return Ring(*places)
+
+
 def _lined_up(
-    asked: Asked, dtype: jnp.dtype, scores: Scores, rows: Rows
-) -> tuple[attention.Queries, jax.Array, jax.Array]:
+    asked: Asked, ring: Ring, scores: Scores, rows: Rows
+) -> tuple[attention.Queries, Rounded, Rounded]:
     """Queries as attention takes them, and k, v as the ring keeps them: [R, K, T, H]."""
-    k, v = (jnp.swapaxes(array, 1, 2).astype(dtype) for array in (asked.k, asked.v))
+    kept = ring.keys.dtype
+    k, v = (round_rows(jnp.swapaxes(array, 1, 2), kept) for array in (asked.k, asked.v))
+    dtype = jnp.dtype(ring.compute) if ring.compute else kept
     main, sinks = (
-        None if q is None else attention.split_heads(q, k.shape[1], dtype, scores.scale)
+        None if q is None else attention.split_heads(q, k.values.shape[1], dtype, scores.scale)
         for q in (asked.q, asked.sink_q)
     )
     assert main is not None
@@ -252,26 +270,27 @@ def _by_class(rings: Rings, rows: Rows) -> list[Rows]:
 def _attend_own_chunk(
     seen: attention.Softmax,
     q: attention.Queries,
-    k: jax.Array,
-    v: jax.Array,
+    k: Rounded,
+    v: Rounded,
     rings: Rings,
     parts: list[Rows],
 ) -> attention.Softmax:
     """Attend within the chunk, once for each window that the classes have."""
+    chunk = attention.Columns(k.values, v.values, k.scale, v.scale)
     views: dict[tuple[int, int] | None, list[jax.Array]] = {}
     for ring, part in zip(rings, parts, strict=True):
-        sees_all = ring.window is None or ring.window >= k.shape[2]
+        sees_all = ring.window is None or ring.window >= chunk.k.shape[2]
         view = None if sees_all else (ring.window or 0, ring.sinks)
         views.setdefault(view, []).append(part.length)
     for view, lengths in views.items():
         length = sum(lengths[1:], lengths[0])
         if view is None:
-            seen = attention.attend_chunk(seen, q.main, k, v, length, cap=q.cap)
+            seen = attention.attend_chunk(seen, q.main, chunk, length, cap=q.cap)
         else:
             window, sinks = view
             pinned = jnp.maximum(sinks - parts[0].start, 0)
             seen = attention.attend_chunk(
-                seen, q.main, k, v, length, window=window, sinks=pinned, cap=q.cap
+                seen, q.main, chunk, length, window=window, sinks=pinned, cap=q.cap
             )
     return seen
 
@@ -286,25 +305,25 @@ def _after(read: jax.Array, slot: jax.Array) -> jax.Array:
     return jnp.where(read.min() < 0, slot + 1, slot)
 
 
-def _put(ring: Ring, k: jax.Array, v: jax.Array, rows: Rows) -> Ring:
+def _put(ring: Ring, k: Rounded, v: Rounded, rows: Rows) -> Ring:
     """`write`, whose result lies in memory as the ring did.
 
     With one KV head there are two orders of the same bytes; if the compiler chose the other one
     for what is written, it would copy the ring from one to the other and back.
     """
-    written = write(ring, k, v, rows)
-    return dataclasses.replace(
-        written,
-        keys=memory.with_layout_constraint(written.keys, _ROW_MAJOR),
-        values=memory.with_layout_constraint(written.values, _ROW_MAJOR),
-    )
+
+    def as_it_was(array: jax.Array) -> jax.Array:
+        return memory.with_layout_constraint(array, memory.Layout(tuple(range(array.ndim))))
+
+    written: Ring = jax.tree.map(as_it_was, write(ring, k, v, rows))
+    return written
 
 
-def write(ring: Ring, k: jax.Array, v: jax.Array, rows: Rows) -> Ring:
+def write(ring: Ring, k: Rounded, v: Rounded, rows: Rows) -> Ring:
     """Put new keys and values into their columns; local shapes, call it inside shard_map.
 
     Args:
-      k, v: [R, K, T, H]. rows: of R rows.
+      k, v: [R, K, T, H], and their scales if the ring has any. rows: of R rows.
 
     The ring is viewed as [B * K * L, H], so that one scatter touches the new rows only:
 
@@ -318,8 +337,8 @@ def write(ring: Ring, k: jax.Array, v: jax.Array, rows: Rows) -> Ring:
 
         L = 4, a chunk of 6 at start 0      after    4  5  2  3
     """
-    slots, kv_heads, length, head_dim = ring.keys.shape
-    width = k.shape[2]
+    slots, kv_heads, length, _ = ring.keys.shape
+    width = k.values.shape[2]
     turning = length - ring.sinks
     positions = rows.positions(width)
     index = jnp.arange(width, dtype=jnp.int32)[None, :]
@@ -334,7 +353,35 @@ def write(ring: Ring, k: jax.Array, v: jax.Array, rows: Rows) -> Ring:
     flat = jnp.where(real[:, None, :], flat, slots * kv_heads * length).reshape(-1)
 
     def put(array: jax.Array, new: jax.Array) -> jax.Array:
-        put_in = array.reshape(-1, head_dim).at[flat].set(new.reshape(-1, head_dim), mode="drop")
+        row = array.shape[3:]
+        put_in = array.reshape(-1, *row).at[flat].set(new.reshape(-1, *row), mode="drop")
         return put_in.reshape(array.shape)
 
-    return dataclasses.replace(ring, keys=put(ring.keys, k), values=put(ring.values, v))
+    written = dataclasses.replace(
+        ring,
+        keys=_put_codes(put, ring.keys, k.values),
+        values=_put_codes(put, ring.values, v.values),
+    )
+    if ring.key_scale is None or ring.value_scale is None:
+        return written
+    assert k.scale is not None
+    assert v.scale is not None
+    return dataclasses.replace(
+        written,
+        key_scale=put(ring.key_scale, k.scale),
+        value_scale=put(ring.value_scale, v.scale),
+    )
+
+
+def _put_codes(
+    put: Callable[[jax.Array, jax.Array], jax.Array], array: jax.Array, new: jax.Array
+) -> jax.Array:
+    """`put`; XLA:CPU would widen a ring of float8, whole, to write to it, but not one of bytes."""
+    if array.dtype.itemsize > 1 or array.dtype == jnp.int8:
+        return put(array, new)
+
+    def as_bytes(array: jax.Array, new: jax.Array) -> jax.Array:
+        bits = (jax.lax.bitcast_convert_type(one, jnp.uint8) for one in (array, new))
+        return jax.lax.bitcast_convert_type(put(*bits), array.dtype)
+
+    return jax.lax.platform_dependent(array, new, cpu=as_bytes, default=put)

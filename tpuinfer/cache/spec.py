@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from tpuinfer.quant import rows
+
 RING_AXES = ("batch", "kv_heads", "length", "head_dim")
+SCALE_AXES = RING_AXES[:-1]
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,8 @@ class RingSpec:
     Attributes:
       slots: over all data shards.
       length: L, columns per slot, a multiple of the block that attention reads at a time.
+      dtype: what is kept: of codes (int8, float8_e4m3fn) every row has a float32 scale beside it.
+      compute: the dtype that attention multiplies in; None = what is kept.
       window: how many tokens a query looks back at, itself included; None = all there are.
       sinks: first tokens that stay in view beside the window; their columns are never reused.
     """
@@ -27,6 +32,7 @@ class RingSpec:
     dtype: str
     window: int | None = None
     sinks: int = 0
+    compute: str | None = None
 
     def __post_init__(self) -> None:
         assert self.window is None or self.window + self.sinks <= self.length, self
@@ -39,7 +45,14 @@ class RingSpec:
     @property
     def bytes(self) -> int:
         """Bytes of keys and values together, over all devices that hold a distinct part."""
-        return 2 * math.prod(self.shape) * jnp.dtype(self.dtype).itemsize
+        scale = 4 if self.is_codes else 0
+        row = self.head_dim * jnp.dtype(self.dtype).itemsize + scale
+        return 2 * math.prod(self.shape[:-1]) * row
+
+    @property
+    def is_codes(self) -> bool:
+        """Whether rows are kept as codes with a scale each."""
+        return rows.is_codes(self.dtype)
 
     def abstract(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.shape, jnp.dtype(self.dtype))

@@ -1,6 +1,8 @@
 """A model of any kind -> a checkpoint directory, tensor by tensor."""
 
-from collections.abc import Iterator
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,13 @@ from numpy.typing import NDArray
 from tpuinfer.checkpoint import layout, staging
 from tpuinfer.checkpoint.paths import is_remote, locate
 from tpuinfer.checkpoint.progress import Progress, silent
-from tpuinfer.checkpoint.sources import Source, open_source
-from tpuinfer.errors import CheckpointError
+from tpuinfer.checkpoint.sources import Codes, Source, open_source
+from tpuinfer.errors import CheckpointError, ConfigError
+from tpuinfer.model_config import EncoderConfig
+from tpuinfer.models import blueprint, registry
+from tpuinfer.quant.schemes import AUTO, NONE, PUBLISHED, Schemes
+
+_log = logging.getLogger(__name__)
 
 
 def convert(
@@ -20,6 +27,7 @@ def convert(
     progress: Progress = silent,
     *,
     sha256: str | None = None,
+    weights: str = AUTO,
 ) -> Path:
     """Convert a model into the checkpoint directory `target`, which must not exist or be empty.
 
@@ -34,6 +42,8 @@ def convert(
         each is published, and bfloat16 for a GGUF file and for what is published in blocks.
       progress: told how many bytes of parameters are done.
       sha256: of the source, when the caller knows it.
+      weights: what is quantised how, as `quant.schemes` says; auto: what a checkpoint directory has
+        quantised stays so, and what was published quantised is dequantised; published: neither is.
 
     Returns:
       The absolute path of the directory.
@@ -46,14 +56,15 @@ def convert(
     """
     check_target(target)
     model = open_source(locate(source), dtype, progress, sha256)
+    chosen = choose(model, weights)
     target = locate(target)
     with staging.staged(target) as work:
-        if _is_done(target, model):
+        if _is_done(target, model, chosen):
             return target
         build = work / "build"
         build.mkdir()
         write_texts(build, model)
-        _write_params(build, model, progress)
+        _write_params(build, model, chosen, progress)
         layout.write_sums(build, progress)
         staging.publish(build, target)
     return target
@@ -88,37 +99,97 @@ def write_texts(build: Path, model: Source) -> None:
         (build / name).write_bytes(data)
 
 
-def stream(model: Source, progress: Progress) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Every parameter in its turn, so that no two are held by the one who reads them."""
+def choose(model: Source, weights: str) -> dict[str, Codes]:
+    """What is written quantised, and by which scheme; says in one line what is dequantised.
+
+    Raises:
+      ConfigError: the text is no table of schemes.
+    """
+    if weights == PUBLISHED or (weights == AUTO and model.own):
+        return dict(model.codes)
+    if model.codes:
+        kinds = Counter(str(codes.scheme) for codes in model.codes.values())
+        said = ", ".join(f"{count} as {scheme}" for scheme, count in kinds.most_common())
+        more = "" if model.own else "; --weights published keeps them"
+        _log.info("%s: quantised weights (%s) are dequantised%s", model.name, said, more)
+    if weights in (AUTO, NONE):
+        return {}
+    config = registry.read_config(model.config)
+    if isinstance(config, EncoderConfig):
+        raise ConfigError(f"weights is {weights!r}: an encoder's are not quantised; nearest: auto")
+    table = Schemes.parse(weights).resolve(blueprint.weights(registry.build(config)))
+    return {name: Codes(scheme) for name, scheme in table.items()}
+
+
+def stream(
+    model: Source, progress: Progress, quantise: Callable[[str], Any] | None = None
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Every parameter in its turn, so that no two are held by the one who reads them.
+
+    Args:
+      quantise: name -> what is stored of it by name, or None where it is stored as it is.
+    """
     done, total = 0, sum(param.nbytes for param in model.params.values())
     for name, param in model.params.items():
         progress("convert", done, total)
-        yield name, param.read()
+        if quantise is not None and (parts := quantise(name)) is not None:
+            yield from parts.items()
+        else:
+            yield name, param.read()
         done += param.nbytes
     progress("convert", done, total)
 
 
-def _write_params(build: Path, model: Source, progress: Progress) -> None:
+def _write_params(
+    build: Path, model: Source, chosen: Mapping[str, Codes], progress: Progress
+) -> None:
     """The Orbax tree and the manifest."""
-    from tpuinfer.checkpoint import orbax_store
+    from tpuinfer.checkpoint import orbax_store, quantised
 
-    orbax_store.save(build / layout.PARAMS, stream(model, progress))
+    shapes = {name: (param.shape, param.dtype) for name, param in model.params.items()}
+    schemes = {}
+    for name, codes in chosen.items():
+        shape, contracted = shapes.pop(name)[0], _contracted(model)[name]
+        shapes |= quantised.abstract_parts(name, codes.scheme, shape, contracted)
+        schemes[name] = (codes.scheme, shape, contracted)
+
+    def quantise(name: str) -> dict[str, NDArray[Any]] | None:
+        if name not in chosen:
+            return None
+        codes = chosen[name]
+        if codes.read is not None:
+            return quantised.stored_parts(name, codes.read())
+        values = model.params[name].read()
+        made = quantised.on_host(values, codes.scheme, schemes[name][2])
+        return quantised.stored_parts(name, made)
+
+    orbax_store.save(build / layout.PARAMS, stream(model, progress, quantise))
     manifest = layout.Manifest(
         kind=model.kind,
         name=model.name,
         sha256=model.sha256,
         dtype=model.dtype,
-        params={name: (param.shape, param.dtype.name) for name, param in model.params.items()},
+        params={name: (shape, dtype.name) for name, (shape, dtype) in shapes.items()},
         files=layout.param_files(build),
+        schemes=schemes,
     )
     layout.write_json(build / layout.MANIFEST, manifest.to_json())
 
 
-def _is_done(target: Path, model: Source) -> bool:
+def _contracted(model: Source) -> dict[str, int]:
+    """How many last dimensions of each parameter are contracted."""
+    config = registry.read_config(model.config)
+    return {name: w.contracted for name, w in blueprint.weights(registry.build(config)).items()}
+
+
+def _is_done(target: Path, model: Source, chosen: Mapping[str, Codes]) -> bool:
     """Whether the target is this conversion; refuses one that holds anything else."""
     if target.is_dir() and layout.is_whole(target):
         manifest = layout.read_manifest(target)
-        if (manifest.sha256, manifest.dtype) == (model.sha256, model.dtype):
+        kept = {name: scheme for name, (scheme, _, _) in manifest.schemes.items()}
+        wanted = {name: codes.scheme for name, codes in chosen.items()}
+        same = (manifest.sha256, manifest.dtype) == (model.sha256, model.dtype)
+        if same and kept == wanted:
             return True
         raise CheckpointError(
             f"{target}: already holds {manifest.name} as {manifest.dtype}; choose another directory"

@@ -10,16 +10,20 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tpuinfer.checkpoint import staging
 from tpuinfer.checkpoint.paths import check_regular, size_of
 from tpuinfer.checkpoint.progress import Progress, silent
-from tpuinfer.errors import CheckpointError
+from tpuinfer.errors import CheckpointError, ConfigError
+from tpuinfer.quant.schemes import Scheme
 
 FORMAT = 1
+FORMAT_QUANTISED = 2
+"""Of a directory with quantised parameters: what knows format 1 alone must refuse it."""
+
 PARAMS = "params"
 CONFIG = "config.json"
 MANIFEST = "tpuinfer.json"
@@ -42,8 +46,10 @@ class Manifest:
       name: the source's file name.
       sha256: of the source.
       dtype: what parameters are stored as.
-      params: name -> (shape, dtype).
+      params: name -> (shape, dtype) of every stored array.
       files: every file of the Orbax tree -> its size in bytes.
+      schemes: parameter that is quantised -> (scheme, the parameter's shape, how many of its last
+        dimensions are contracted).
     """
 
     kind: str
@@ -52,10 +58,15 @@ class Manifest:
     dtype: str
     params: dict[str, tuple[tuple[int, ...], str]]
     files: dict[str, int]
+    schemes: dict[str, tuple[Scheme, tuple[int, ...], int]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        quantised = {
+            name: {"scheme": str(scheme), "shape": list(shape), "contracted": contracted}
+            for name, (scheme, shape, contracted) in self.schemes.items()
+        }
         return {
-            "format": FORMAT,
+            "format": FORMAT_QUANTISED if quantised else FORMAT,
             "source": {"kind": self.kind, "name": self.name, "sha256": self.sha256},
             "dtype": self.dtype,
             "params": {
@@ -63,6 +74,7 @@ class Manifest:
                 for name, (shape, dtype) in self.params.items()
             },
             "files": self.files,
+            **({"quantised": quantised} if quantised else {}),
         }
 
 
@@ -93,10 +105,10 @@ def read_manifest(path: Path) -> Manifest:
       CheckpointError: it is missing, damaged or of another format.
     """
     data = read_json(path / MANIFEST)
-    if data.get("format") != FORMAT:
+    if data.get("format") not in (FORMAT, FORMAT_QUANTISED):
         raise CheckpointError(
             f"{path / MANIFEST}: format {data.get('format')!r} is not known; this version reads "
-            f"format {FORMAT}: convert the model again"
+            f"formats {FORMAT} and {FORMAT_QUANTISED}: convert the model again"
         )
     try:
         source = data["source"]
@@ -106,8 +118,16 @@ def read_manifest(path: Path) -> Manifest:
         }
         kind, name, sha256 = (str(source[key]) for key in ("kind", "name", "sha256"))
         files = {str(file): int(size) for file, size in data["files"].items()}
-        return Manifest(kind, name, sha256, str(data["dtype"]), params, files)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        schemes = {
+            str(name): (
+                Scheme.parse(entry["scheme"]),
+                tuple(int(size) for size in entry["shape"]),
+                int(entry["contracted"]),
+            )
+            for name, entry in data.get("quantised", {}).items()
+        }
+        return Manifest(kind, name, sha256, str(data["dtype"]), params, files, schemes)
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path / MANIFEST}: damaged manifest ({type(error).__name__}: {error})"
         ) from error

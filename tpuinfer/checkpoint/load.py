@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tpuinfer.checkpoint import catalogue, gguf_split, hub, layout, staging
 from tpuinfer.checkpoint.convert import convert
@@ -15,9 +15,7 @@ from tpuinfer.checkpoint.paths import is_remote, locate
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.checkpoint.sources import is_hugging_face, open_source
 from tpuinfer.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import jax
+from tpuinfer.quant.schemes import AUTO, PUBLISHED, Scheme
 
 _FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".npz")
 
@@ -48,6 +46,7 @@ def resolve(
     model: str | os.PathLike[str],
     *,
     dtype: str = "auto",
+    published: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> Path:
@@ -57,6 +56,8 @@ def resolve(
       model: as `find` takes it.
       dtype: what a GGUF file is converted to: auto, which is bfloat16, or bfloat16, or float32,
         which rounds nothing. Anything else is kept as it was published.
+      published: what was published quantised is kept so, in the nearest scheme; otherwise it is
+        dequantised.
       cache_dir: where downloads and conversions go; None is `default_cache_dir()`.
       progress: told how far downloads and conversions are.
 
@@ -70,7 +71,7 @@ def resolve(
     cache = locate(cache_dir) if cache_dir is not None else default_cache_dir()
     stored = "bfloat16" if dtype == "auto" else dtype
     if not _is_path(model) and (entry := catalogue.entries().get(os.fspath(model))) is not None:
-        kind = "auto" if entry.files else stored
+        kind = _kind("auto" if entry.files else stored, published)
         target = _converted(cache, entry.name, entry.member_sha256, kind)
         if layout.is_whole(target):
             return target
@@ -85,10 +86,11 @@ def resolve(
     if sha256 is None:
         sums = [_sha256_once(file, cache, progress) for file in gguf_split.files_of(path)]
         sha256 = gguf_split.joined(sums)
-    target = _converted(cache, found.name, sha256, stored)
+    target = _converted(cache, found.name, sha256, _kind(stored, published))
     if layout.is_whole(target):
         return target
-    return convert(path, target, stored, progress, sha256=sha256)
+    weights = PUBLISHED if published else AUTO
+    return convert(path, target, stored, progress, sha256=sha256, weights=weights)
 
 
 def find(model: str | os.PathLike[str], cache: Path, progress: Progress = silent) -> Found:
@@ -135,31 +137,39 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     return layout.read_json(locate(path) / layout.CONFIG)
 
 
-def load_params(
-    path: str | os.PathLike[str], abstract: "Mapping[str, jax.ShapeDtypeStruct]"
-) -> "dict[str, jax.Array]":
+def stored_schemes(path: str | os.PathLike[str]) -> dict[str, Scheme]:
+    """The scheme of each parameter that a checkpoint directory keeps quantised, by name.
+
+    Raises:
+      CheckpointError: the manifest is missing or damaged.
+    """
+    manifest = layout.read_manifest(locate(path))
+    return {name: scheme for name, (scheme, _, _) in manifest.schemes.items()}
+
+
+def load_params(path: str | os.PathLike[str], abstract: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a checkpoint directory on the devices that `abstract` names.
 
     Every device reads only its own shards; the host holds some 128 MB beyond the arrays, or the
-    largest shard if that is more.
+    largest shard if that is more. What is stored as it is and wanted quantised, or the other way
+    round, is worked on as it is read, some 256 MB at a time.
 
     Args:
       path: a checkpoint directory.
-      abstract: name -> shape, dtype and sharding (of a concrete mesh) of every parameter.
+      abstract: name -> shape, dtype and sharding (of a concrete mesh) of every parameter, or a
+        QArray of such.
 
     Raises:
       CheckpointError: names or shapes differ from what is stored (all differences in one message),
         or the files are missing or damaged.
     """
-    from tpuinfer.checkpoint import orbax_store
+    from tpuinfer.checkpoint import quantised
 
     directory = locate(path)
     layout.check_directory(directory)
     manifest = layout.read_manifest(directory)
-    shapes = {name: shape for name, (shape, _) in manifest.params.items()}
-    orbax_store.check_same(directory, abstract, shapes)
     layout.check_files(directory, manifest)
-    return orbax_store.load(directory / layout.PARAMS, abstract)
+    return quantised.load(directory / layout.PARAMS, manifest, abstract)
 
 
 def _is_path(model: str | os.PathLike[str]) -> bool:
@@ -169,6 +179,11 @@ def _is_path(model: str | os.PathLike[str]) -> bool:
     if looks or model.endswith(_FILE_SUFFIXES):
         return True
     return model not in catalogue.entries() and os.path.exists(model)
+
+
+def _kind(stored: str, published: bool) -> str:
+    """What tells two conversions of one source apart."""
+    return f"{stored}-{PUBLISHED}" if published else stored
 
 
 def _converted(cache: Path, name: str, sha256: str, dtype: str) -> Path:

@@ -97,7 +97,7 @@ def _on_host(values: NDArray[Any]) -> NDArray[Any] | jax.Array:
         return values
 
 
-def _host_device() -> jax.Device:
+def host_device() -> jax.Device:
     """Whose memory is the host's, where there is such a backend."""
     try:
         return jax.local_devices(backend="cpu")[0]
@@ -115,13 +115,16 @@ def metadata(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     return {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in leaves.items()}
 
 
-def load(path: Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def load(
+    path: Path, abstract: Mapping[str, jax.ShapeDtypeStruct], *, partial: bool = False
+) -> dict[str, jax.Array]:
     """Read arrays onto devices, each device only its own shards, cast to the dtype asked for.
 
     Args:
       path: the Orbax directory.
       abstract: name -> shape, dtype and sharding of every array; the names and shapes must be
         those stored.
+      partial: read these of what is stored, and nothing else.
 
     Raises:
       CheckpointError: the tree is missing, damaged or another.
@@ -129,8 +132,12 @@ def load(path: Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, 
     from orbax.checkpoint import v1 as ocp
 
     stored = _stored(path)
-    check_same(path, abstract, {name: tuple(leaf.shape) for name, leaf in stored.items()})
+    shapes = {name: tuple(leaf.shape) for name, leaf in stored.items()}
+    if partial:
+        shapes = {name: shape for name, shape in shapes.items() if name in abstract}
+    check_same(path, abstract, shapes)
     context = ocp.Context()
+    context.pytree.loading.partial_load = partial
     context.memory.read_concurrent_bytes = max(
         READ_BYTES, *(_footprint(stored[name], abstract[name]) + 1 for name in abstract)
     )
@@ -189,7 +196,7 @@ class HostReader:
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         context.memory.read_concurrent_bytes = max(READ_BYTES, largest + 1)
-        sharding = SingleDeviceSharding(_host_device())
+        sharding = SingleDeviceSharding(host_device())
         abstract = {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
             for name, (shape, dtype) in wanted.items()

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tpuinfer.checkpoint import (
     assemble,
     gguf_config,
+    gguf_kinds,
     gguf_names,
     gguf_split,
     layout,
@@ -37,6 +38,8 @@ from tpuinfer.model_config import AnyConfig
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import weights
 from tpuinfer.models.names import Names
+from tpuinfer.quant.qarray import QArray, dequantise
+from tpuinfer.quant.schemes import Scheme
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +72,19 @@ class Param:
 
 
 @dataclass(frozen=True)
+class Codes:
+    """A parameter as it was published or stored, quantised; read when asked for.
+
+    Attributes:
+      scheme: which it is kept by, or comes nearest to.
+      read: the QArray, of arrays in host memory; None = quantise the values.
+    """
+
+    scheme: Scheme
+    read: Callable[[], QArray] | None = None
+
+
+@dataclass(frozen=True)
 class Source:
     """A model that can be converted.
 
@@ -80,6 +96,8 @@ class Source:
       config: config.json of what is written.
       texts: every file that lies beside the weights, config.json among them.
       params: by name.
+      codes: of those that are quantised.
+      own: it is a checkpoint directory of ours.
     """
 
     kind: str
@@ -89,6 +107,8 @@ class Source:
     config: Mapping[str, Any]
     texts: Mapping[str, bytes]
     params: Mapping[str, Param]
+    codes: Mapping[str, Codes] = field(default_factory=dict)
+    own: bool = False
 
 
 def open_source(
@@ -140,7 +160,9 @@ def _open_gguf(path: Path, dtype: str, progress: Progress, sha256: str | None) -
     if sha256 is None:
         parts_ = gguf_split.files_of(path)
         sha256 = gguf_split.joined([staging.sha256_of(one, "read", progress) for one in parts_])
-    return Source("gguf", path.name, sha256, dtype, described.config, texts, params)
+    nearest = gguf_kinds.nearest(file.tensors, parts, weights(registry.build(config)))
+    codes = {name: Codes(scheme) for name, scheme in nearest.items()}
+    return Source("gguf", path.name, sha256, dtype, described.config, texts, params, codes)
 
 
 def _open_hugging_face(path: Path, dtype: str, sha256: str | None) -> Source:
@@ -184,18 +206,50 @@ def _params(
 
 
 def _open_checkpoint(path: Path, dtype: str) -> Source:
-    from tpuinfer.checkpoint import orbax_store
+    from tpuinfer.checkpoint import orbax_store, quantised
 
     manifest = layout.read_manifest(path)
     layout.check_files(path, manifest)
     read = orbax_store.HostReader(path / layout.PARAMS)
     params = {}
+    codes: dict[str, Codes] = {}
+    beside: set[str] = set()
+    for name, (scheme, shape, contracted) in manifest.schemes.items():
+        parts = quantised.abstract_parts(name, scheme, shape, contracted)
+        coded = functools.partial(_read_codes, read, name, scheme, parts)
+        kind = DTYPES.get(dtype) or DTYPES["bfloat16"]
+        params[name] = Param(shape, kind, functools.partial(_widened, coded, shape, kind))
+        codes[name] = Codes(scheme, coded)
+        beside |= parts.keys()
     for name, (shape, stored) in manifest.params.items():
+        if name in beside:
+            continue
         kind = DTYPES.get(dtype) or np.dtype(stored)
         params[name] = Param(shape, kind, functools.partial(read, name, kind))
     kept = manifest.dtype if dtype == "auto" else dtype
     config = layout.read_json(path / layout.CONFIG)
-    return Source(manifest.kind, manifest.name, manifest.sha256, kept, config, _texts(path), params)
+    about = manifest.kind, manifest.name, manifest.sha256, kept
+    return Source(*about, config, _texts(path), params, codes, own=True)
+
+
+def _read_codes(
+    read: Callable[..., NDArray[Any]],
+    name: str,
+    scheme: Scheme,
+    parts: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
+) -> QArray:
+    from tpuinfer.checkpoint import quantised
+
+    return quantised.from_parts(
+        scheme, {part: read(part, kind) for part, (_, kind) in parts.items()}, name
+    )
+
+
+def _widened(
+    coded: Callable[[], QArray], shape: tuple[int, ...], kind: np.dtype[Any]
+) -> NDArray[Any]:
+    """The values that codes stand for."""
+    return np.asarray(dequantise(coded())).reshape(shape).astype(kind)
 
 
 def _texts(path: Path) -> dict[str, bytes]:

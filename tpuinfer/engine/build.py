@@ -2,14 +2,15 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 
-from tpuinfer.cache.spec import RING_AXES, RingSpec, ring_length, view
+from tpuinfer.cache.spec import RING_AXES, SCALE_AXES, RingSpec, ring_length, view
 from tpuinfer.checkpoint import load as checkpoint_load
 from tpuinfer.checkpoint.pooling import read_pooling
 from tpuinfer.checkpoint.progress import Progress, silent
@@ -20,10 +21,10 @@ from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.memory import as_mesh_error
 from tpuinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_IDS
 from tpuinfer.engine.warmup import WarmUp
-from tpuinfer.errors import ConfigError
+from tpuinfer.errors import ConfigError, MeshError
 from tpuinfer.model_config import EncoderConfig, ModelConfig
 from tpuinfer.models import registry
-from tpuinfer.models.blueprint import abstract_params, weights
+from tpuinfer.models.blueprint import abstract_params, pieces, weights
 from tpuinfer.ops.steering import Tables
 from tpuinfer.platform import PlatformSettings, for_context, platform_settings
 from tpuinfer.programs.buckets import default_buckets
@@ -32,8 +33,11 @@ from tpuinfer.programs.compile import compile_programs, use_compilation_cache
 from tpuinfer.programs.guard import CompileGuard
 from tpuinfer.programs.slots import SlotLayout
 from tpuinfer.programs.state import DecodeState, abstract_state, abstract_tables, zeros
+from tpuinfer.quant.qarray import bits_of
+from tpuinfer.quant.rows import RINGS
+from tpuinfer.quant.schemes import AUTO, NONE, PUBLISHED, Scheme, Schemes
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.report import Placement, place
+from tpuinfer.sharding.report import Placement, Sized, place
 from tpuinfer.sharding.rules import Layout, ShardingRules, load_rules, resolve
 from tpuinfer.sharding.simulate import prepare_cpu_devices
 
@@ -42,7 +46,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-Params = Mapping[str, jax.Array]
+Params = Mapping[str, Any]
+"""Arrays and QArrays on the mesh, by name."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Plan:
       path: the checkpoint directory; None when the weights come from elsewhere.
       dtype: of weights and activations.
       slots: how many, how long. rings: for each layer, one spec per class of slots.
+      schemes: of the weights that are quantised, by name.
     """
 
     path: Path | None
@@ -63,6 +69,7 @@ class Plan:
     slots: SlotLayout
     rings: tuple[tuple[RingSpec, ...], ...]
     engine: EngineConfig
+    schemes: Mapping[str, Scheme] = field(default_factory=dict)
 
     @property
     def context(self) -> int:
@@ -81,16 +88,18 @@ class Plan:
 
     def placements(self) -> list[Placement]:
         """Where each weight and ring lies, how large its part is, and why."""
-        blueprint = registry.build(self.config)
-        named = {name: (w.shape, w.axes) for name, w in weights(blueprint).items()}
+        blueprint, abstract = registry.build(self.config), abstract_weights(self)
+        named = {}
+        for name, w in weights(blueprint).items():
+            kept = str(self.schemes.get(name, self.dtype))
+            named[name] = Sized(w.shape, w.axes, kept, pieces(abstract[name], w.axes))
         rings = {
-            f"layers.{layer}.{name}.{part}": (spec.shape, RING_AXES)
+            f"layers.{layer}.{name}.{part}": _sized(spec)
             for part in ("keys", "values")
             for layer, classes in enumerate(self.rings)
             for name, spec in zip(self._ring_names(layer), classes, strict=True)
         }
-        rows = place(self.layout, named, jax.numpy.dtype(self.dtype).itemsize)
-        return rows + place(self.layout, rings, jax.numpy.dtype(self.rings[0][0].dtype).itemsize)
+        return place(self.layout, named | rings)
 
     def _ring_names(self, layer: int) -> list[str]:
         """Of a layer's rings: by the tokens of their class where there are several, and by window.
@@ -122,11 +131,16 @@ def make_plan(
     mesh: str | int = 1,
     rules: str | Path | ShardingRules | None = None,
     dtype: str = "auto",
+    weights: str = AUTO,
     engine: EngineConfig | None = None,
     cache_dir: Path | None = None,
     progress: Progress = silent,
 ) -> Plan:
     """Find the model (fetching and converting it once if need be) and lay it out on the mesh.
+
+    Args:
+      weights: how they are kept: auto (as the checkpoint has them, what was published quantised
+        dequantised), published, none, or as `quant.schemes` says.
 
     Raises:
       CheckpointError, ConfigError, MeshError: what cannot work, before any weight is read; an
@@ -137,6 +151,7 @@ def make_plan(
         mesh=mesh,
         rules=rules,
         dtype=dtype,
+        weights=weights,
         engine=engine,
         cache_dir=cache_dir,
         progress=progress,
@@ -155,6 +170,7 @@ def make_any_plan(
     mesh: str | int = 1,
     rules: str | Path | ShardingRules | None = None,
     dtype: str = "auto",
+    weights: str = AUTO,
     engine: EngineConfig | None = None,
     cache_dir: Path | None = None,
     progress: Progress = silent,
@@ -163,14 +179,27 @@ def make_any_plan(
     asked = check_dtype(dtype)
     prepare_cpu_devices(parse_mesh(mesh).size)
     table = rules if isinstance(rules, ShardingRules) else load_rules(rules) if rules else None
-    path = checkpoint_load.resolve(model, dtype=asked, cache_dir=cache_dir, progress=progress)
+    path = checkpoint_load.resolve(
+        model,
+        dtype=asked,
+        published=weights == PUBLISHED,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
     config = registry.read_config(checkpoint_load.read_config(path))
     if isinstance(config, EncoderConfig):
+        if weights not in (AUTO, NONE):
+            raise ConfigError(
+                f"weights is {weights!r}: an encoder's are not quantised; nearest: auto"
+            )
         pooling = read_pooling(path)
         return encoder_plan_of(
             config, pooling, path=path, mesh=mesh, rules=table, dtype=asked, engine=engine
         )
-    plan = plan_of(config, mesh=mesh, rules=table, dtype=asked, engine=engine)
+    chosen: str | Mapping[str, Scheme] = weights
+    if weights in (AUTO, PUBLISHED):
+        chosen = checkpoint_load.stored_schemes(path)
+    plan = plan_of(config, mesh=mesh, rules=table, dtype=asked, weights=chosen, engine=engine)
     return dataclasses.replace(plan, path=path)
 
 
@@ -180,12 +209,14 @@ def plan_of(
     mesh: str | int = 1,
     rules: ShardingRules | None = None,
     dtype: str = "auto",
+    weights: str | Mapping[str, Scheme] = NONE,
     engine: EngineConfig | None = None,
     settings: PlatformSettings | None = None,
 ) -> Plan:
     """Lay a model of these sizes out on the mesh; no checkpoint is needed.
 
     Args:
+      weights: how they are kept, as `quant.schemes` says, or the scheme of each that is quantised.
       settings: what suits the platform; None = what is known of it.
 
     Raises:
@@ -222,7 +253,26 @@ def plan_of(
             slots.capacity,
         )
     config = config.settled(slots.capacity)
-    return Plan(None, config, layout, settings, width, slots, rings, engine)
+    schemes = _schemes(config, layout, weights)
+    return Plan(None, config, layout, settings, width, slots, rings, engine, schemes)
+
+
+def abstract_weights(plan: Plan) -> dict[str, Any]:
+    """Every parameter as ShapeDtypeStructs, or QArrays of them: what a checkpoint loads into."""
+    return abstract_params(registry.build(plan.config), plan.layout, plan.dtype, plan.schemes)
+
+
+def load_params(plan: Plan) -> Params:
+    """The weights of a plan's checkpoint, on the mesh.
+
+    Raises:
+      CheckpointError: they are missing or damaged. MeshError: the devices have not enough memory.
+    """
+    assert plan.path is not None, "a plan without a checkpoint: `start` takes the weights"
+    try:
+        return checkpoint_load.load_params(plan.path, abstract_weights(plan))
+    except jax.errors.JaxRuntimeError as error:
+        raise as_mesh_error(error, plan.placements(), _smaller(plan)) from error
 
 
 def load(
@@ -250,12 +300,7 @@ def load(
 
     assert plan.path is not None, "a plan without a checkpoint: `start` takes the weights"
     tokenizer = load_tokenizer(plan.path, chat_template=chat_template, vocab_size=plan.config.vocab)
-    shapes = abstract_params(registry.build(plan.config), plan.layout, plan.dtype)
-    try:
-        params = checkpoint_load.load_params(plan.path, shapes)
-    except jax.errors.JaxRuntimeError as error:
-        raise as_mesh_error(error, plan.placements(), _smaller(plan)) from error
-    runner = start(plan, params, cache_dir=cache_dir, progress=progress)
+    runner = start(plan, load_params(plan), cache_dir=cache_dir, progress=progress)
     engine = Engine(
         runner,
         tokenizer,
@@ -293,6 +338,7 @@ def start(
         settings=plan.settings,
         dtype=plan.dtype,
         buckets=plan.buckets,
+        schemes=plan.schemes,
     )
     try:
         runner = DeviceRunner(
@@ -328,6 +374,8 @@ def _rings(
     window = config.window(layer)
     sees_all = window is None or window >= slots.capacity
     rolls = engine.context_policy == "roll" and sees_all
+    wide = settings.ring_dtype or dtype
+    kept = None if engine.ring == "auto" else RINGS.get(engine.ring, engine.ring)
     specs = []
     for count, capacity in zip(slots.counts, slots.capacities, strict=True):
         seen = view(capacity, window, rolls=rolls, sinks=engine.sinks)
@@ -337,12 +385,53 @@ def _rings(
                 kv_heads=config.kv_heads,
                 length=ring_length(seen.columns, settings.block),
                 head_dim=config.head_dim,
-                dtype=settings.ring_dtype or dtype,
+                dtype=kept or wide,
                 window=seen.window,
                 sinks=seen.sinks,
+                compute=wide if kept in RINGS.values() else None,
             )
         )
     return tuple(specs)
+
+
+def _sized(spec: RingSpec) -> Sized:
+    """Keys or values of a ring, for the report."""
+    found: list[tuple[Any, Any, int]] = [(spec.shape, RING_AXES, bits_of(spec.dtype))]
+    if spec.is_codes:
+        found.append((spec.shape[:-1], SCALE_AXES, 32))
+    return Sized(spec.shape, RING_AXES, spec.dtype, found)
+
+
+def _schemes(
+    config: ModelConfig, layout: Layout, asked: str | Mapping[str, Scheme]
+) -> dict[str, Scheme]:
+    """The scheme of each weight; groups must be cut over devices as their inputs are.
+
+    Raises:
+      ConfigError: the text is no table of schemes. MeshError: groups do not divide.
+    """
+    able = weights(registry.build(config))
+    if not isinstance(asked, str):
+        found = dict(asked)
+    elif asked in (AUTO, PUBLISHED, NONE):
+        found = {}
+    else:
+        found = Schemes.parse(asked).resolve(able)
+    for name, scheme in found.items():
+        inner = able[name].axes[-able[name].contracted]
+        shards = layout.shards(inner) if inner else 1
+        width = math.prod(able[name].shape[-able[name].contracted :])
+        size = scheme.group
+        if size is None or width // size % shards == 0:
+            continue
+        while size > 1 and width // size % shards:
+            size //= 2
+        raise MeshError(
+            f"weights: {scheme} cuts rows of {name} into {width // (scheme.group or 1)} groups, "
+            f"which {layout.mesh_axis(inner or '')}={shards} does not divide; nearest: "
+            f"{Scheme(scheme.word, size) if size >= 8 else 'int8'}"
+        )
+    return found
 
 
 def _contexts(

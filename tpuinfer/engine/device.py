@@ -230,14 +230,12 @@ class DeviceRunner:
 
     def update(self, params: Mapping[str, jax.Array]) -> None:
         """Take other weights from the next dispatch on; see `Runner.update`."""
-        kept = {
-            name: shaped(one.shape, one.dtype, one.sharding) for name, one in self._params.items()
-        }
+        kept = jax.tree.map(lambda one: shaped(one.shape, one.dtype, one.sharding), self._params)
         found = [str(one) for one in differences(self.update, (kept,), (dict(params),))]
         found += [
             f"params.{name} is not on the mesh"
             for name, one in params.items()
-            if not (isinstance(one, jax.Array) and one.committed)
+            if not all(isinstance(x, jax.Array) and x.committed for x in jax.tree.leaves(one))
         ]
         if found:
             raise RequestError(

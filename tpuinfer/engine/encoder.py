@@ -15,14 +15,14 @@ from tpuinfer.engine.memory import as_mesh_error
 from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import EncoderConfig, Pooling
 from tpuinfer.models import registry
-from tpuinfer.models.blueprint import abstract_params, weights
+from tpuinfer.models.blueprint import abstract_params, pieces, weights
 from tpuinfer.platform import PlatformSettings, platform_settings
 from tpuinfer.programs.buckets import default_buckets
 from tpuinfer.programs.compile import compile_programs, use_compilation_cache
 from tpuinfer.programs.encode import encode_specs
 from tpuinfer.programs.guard import CompileGuard
 from tpuinfer.sharding.mesh import DATA, build_mesh, parse_mesh
-from tpuinfer.sharding.report import Placement, place
+from tpuinfer.sharding.report import Placement, Sized, place
 from tpuinfer.sharding.rules import Layout, ShardingRules, resolve
 
 if TYPE_CHECKING:
@@ -63,8 +63,12 @@ class EncoderPlan:
     def placements(self) -> list[Placement]:
         """Where each weight lies, how large its part is, and why."""
         blueprint = registry.build(self.config)
-        named = {name: (w.shape, w.axes) for name, w in weights(blueprint).items()}
-        return place(self.layout, named, jax.numpy.dtype(self.dtype).itemsize)
+        shapes = abstract_params(blueprint, self.layout, self.dtype)
+        named = {
+            name: Sized(w.shape, w.axes, self.dtype, pieces(shapes[name], w.axes))
+            for name, w in weights(blueprint).items()
+        }
+        return place(self.layout, named)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ def identity(
         slots = zip(plan.slots.counts, plan.slots.capacities, strict=True)
         said["slots"] = ",".join(f"{count}x{capacity}" for count, capacity in slots)
         said["context_policy"] = plan.engine.context_policy
+        said["ring"] = plan.rings[0][0].dtype
+        if plan.schemes:
+            said["schemes"] = _digest({name: str(one) for name, one in plan.schemes.items()})
         said["sinks"] = plan.engine.sinks
     else:
         said["pooling"] = _digest(dataclasses.asdict(plan.pooling))

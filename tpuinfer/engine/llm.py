@@ -54,6 +54,7 @@ class LLM:
         mesh: str | int = 1,
         rules: str | Path | ShardingRules | None = None,
         dtype: str = "auto",
+        weights: str = "auto",
         slots: int | str = 8,
         context: int | None = None,
         chat_template: str | Path | None = None,
@@ -69,6 +70,8 @@ class LLM:
           rules: a ShardingRules table or a TOML file with one; None = the default table.
           dtype: of weights and activations: auto, bfloat16 or float32; of an encoder auto is
             float32.
+          weights: how they are kept: auto (as stored), none, published, int8, w8a8, int4, fp8, ...
+            as `--weights` takes it.
           slots: requests that run at once: N, "NxLENGTH" with the length of each one's ring, or
             several classes, such as "48x2048,8x16384".
           context: tokens a request may have in all, or a text that is embedded; None = by the
@@ -76,7 +79,7 @@ class LLM:
           chat_template: a file with a jinja2 template to use instead of the model's own.
           cache_dir: where models and compiled programs are kept; None = the user's cache.
           progress: called with (label, done, total) while loading.
-          engine: what else `EngineConfig` takes: context_policy, sinks, prefill_wait_ms,
+          engine: what else `EngineConfig` takes: ring, context_policy, sinks, prefill_wait_ms,
             strict_compile.
 
         Raises:
@@ -89,6 +92,7 @@ class LLM:
             mesh=mesh,
             rules=rules,
             dtype=dtype,
+            weights=weights,
             engine=EngineConfig.parse(slots, context, **engine),
             cache_dir=cache,
             progress=watch,

@@ -7,11 +7,10 @@ import jax
 
 from tpuinfer.checkpoint import load as checkpoint_load
 from tpuinfer.checkpoint.paths import is_remote, locate
-from tpuinfer.engine.build import Params, Plan
+from tpuinfer.engine.build import Params, Plan, abstract_weights
 from tpuinfer.errors import CheckpointError
 from tpuinfer.model_config import EncoderConfig
 from tpuinfer.models import registry
-from tpuinfer.models.blueprint import abstract_params
 
 
 def below(root: str, name: str) -> Path:
@@ -40,9 +39,8 @@ def read_weights(plan: Plan, path: Path) -> Params:
     config = registry.read_config(checkpoint_load.read_config(path))
     if isinstance(config, EncoderConfig) or config.settled(plan.context) != plan.config:
         raise CheckpointError(f"{path}: its config.json is that of another model")
-    shapes = abstract_params(registry.build(plan.config), plan.layout, plan.dtype)
     try:
-        return checkpoint_load.load_params(path, shapes)
+        return checkpoint_load.load_params(path, abstract_weights(plan))
     except jax.errors.JaxRuntimeError as error:
         raise CheckpointError(
             f"{path}: the devices have no room for it beside the weights that serve"

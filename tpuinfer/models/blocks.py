@@ -4,7 +4,7 @@ Letters: B rows, T tokens per row, D embed, F mlp, N query heads, K KV heads, H 
 Equation, shape and axes of a weight stand on one line; weights keep Hugging Face's order.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,10 @@ from flax import nnx
 
 from tpuinfer.cache.ring import Asked, Rings, Rows, Scores
 from tpuinfer.model_config import Activation, ModelConfig, Rope
-from tpuinfer.models.blueprint import weight
+from tpuinfer.models.blueprint import Axes, specs, weight
 from tpuinfer.ops import linear, norm, rope
 from tpuinfer.sharding.reduce import reduce_model
 from tpuinfer.sharding.rules import Layout
-
-Axes = tuple[str | None, ...]
 
 _ACTIVATION_AXES = {
     "B": "batch",
@@ -99,8 +97,8 @@ class Einsum(nnx.Module):
     ) -> None:
         self.equation = equation
         self.axes = axes
-        self.weight = weight(shape, axes)
-        _, made = linear.split_equation(equation)
+        contracted, made = linear.split_equation(equation)
+        self.weight = weight(shape, axes, contracted)
         self.bias = weight(shape[:made], axes[:made]) if bias else None
 
     def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
@@ -113,14 +111,14 @@ class Einsum(nnx.Module):
             result = linear.einsum(self.equation, x, value)
             return layout.constrain(self._add_bias(result), activation_axes(outputs))
 
-        def local(x: jax.Array, value: jax.Array) -> jax.Array:
+        def local(x: jax.Array, value: Any) -> jax.Array:
             partial = linear.einsum(self.equation, x, value)
             return reduce_model(partial, summed, layout.rules.reduce)
 
         placed = jax.shard_map(
             local,
             mesh=layout.mesh,
-            in_specs=(layout.spec(activation_axes(inputs)), layout.spec(self.axes)),
+            in_specs=(layout.spec(activation_axes(inputs)), specs(value, self.axes, layout)),
             out_specs=layout.spec(activation_axes(outputs)),
             check_vma=False,
         )
@@ -137,7 +135,7 @@ class Embedding(nnx.Module):
     """Token embedding [V, D], cut along vocab; also the head when the model ties them."""
 
     def __init__(self, vocab: int, embed: int) -> None:
-        self.weight = weight((vocab, embed), ("vocab", "embed"))
+        self.weight = weight((vocab, embed), ("vocab", "embed"), contracted=1)
 
     def __call__(self, tokens: jax.Array, layout: Layout, dtype: jnp.dtype) -> jax.Array:
         """[B, T] int32 ids in [0, V) -> [B, T, D]."""
@@ -147,16 +145,17 @@ class Embedding(nnx.Module):
             rows = linear.take_rows(table, tokens).astype(dtype)
             return layout.constrain(rows, activation_axes("BTD"))
 
-        def local(tokens: jax.Array, table: jax.Array) -> jax.Array:
-            here = tokens - jax.lax.axis_index(mesh_axis) * table.shape[0]
-            mine = (here >= 0) & (here < table.shape[0])
+        def local(tokens: jax.Array, table: Any) -> jax.Array:
+            own = table.shape[0]
+            here = tokens - jax.lax.axis_index(mesh_axis) * own
+            mine = (here >= 0) & (here < own)
             rows = linear.take_rows(table, jnp.where(mine, here, 0)).astype(dtype)
             return reduce_model(jnp.where(mine[..., None], rows, 0), mesh_axis)
 
         placed = jax.shard_map(
             local,
             mesh=layout.mesh,
-            in_specs=(layout.spec(activation_axes("BT")), layout.spec(("vocab", "embed"))),
+            in_specs=(layout.spec(activation_axes("BT")), specs(table, ("vocab", "embed"), layout)),
             out_specs=layout.spec(activation_axes("BTD")),
             check_vma=False,
         )

@@ -1,5 +1,6 @@
 """The convention that makes a blueprint: ShapeDtypeStructs in nnx Params, bound to arrays later."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -8,42 +9,106 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tpuinfer.quant import fit
+from tpuinfer.quant.qarray import QArray, bits_of
+from tpuinfer.quant.schemes import Scheme
 from tpuinfer.sharding.rules import Layout
+
+Axes = tuple[str | None, ...]
 
 M = TypeVar("M", bound=nnx.Module)
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter of a model: its shape and the logical axis of each dimension."""
+    """One parameter of a model: its shape and the logical axis of each dimension.
+
+    Attributes:
+      contracted: how many of its last dimensions a dot contracts; 0 = it is never quantised.
+    """
 
     shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
+    axes: Axes
+    contracted: int = 0
 
 
-def weight(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param[Any]:
-    """Declare a parameter. Weights are abstract float32 until real arrays are bound."""
+def weight(shape: tuple[int, ...], axes: Axes, contracted: int = 0) -> nnx.Param[Any]:
+    """Declare a parameter. Weights are abstract float32 until real arrays are bound.
+
+    Args:
+      contracted: as in `Weight`.
+    """
     if len(shape) != len(axes):
         raise ValueError(f"shape {shape} and axes {axes} differ in length")
-    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes)
+    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes, contracted=contracted)
 
 
 def weights(model: nnx.Module) -> dict[str, Weight]:
     """Every parameter of a blueprint by dotted name, in a fixed order."""
     return {
-        _name(path): Weight(param.get_value().shape, param.axes)
+        _name(path): Weight(param.get_value().shape, param.axes, param.contracted)
         for path, param in sorted(_flat(model).items(), key=lambda item: _name(item[0]))
     }
 
 
 def abstract_params(
-    model: nnx.Module, layout: Layout, dtype: str
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape, dtype and sharding of every parameter: what a checkpoint loads into."""
-    return {
-        name: jax.ShapeDtypeStruct(w.shape, jnp.dtype(dtype), sharding=layout.sharding(w.axes))
-        for name, w in weights(model).items()
-    }
+    model: nnx.Module, layout: Layout, dtype: str, schemes: Mapping[str, Scheme] | None = None
+) -> dict[str, Any]:
+    """Shape, dtype and sharding of every parameter: what a checkpoint loads into.
+
+    Args:
+      schemes: of the parameters that are quantised, by name: they are QArrays of such shapes.
+    """
+    schemes = schemes or {}
+
+    def one(name: str, w: Weight) -> Any:
+        if name in schemes:
+            return placed(fit.abstract(schemes[name], w.shape, w.contracted), w.axes, layout)
+        return placed(jax.ShapeDtypeStruct(w.shape, jnp.dtype(dtype)), w.axes, layout)
+
+    return {name: one(name, w) for name, w in weights(model).items()}
+
+
+def placed(value: Any, axes: Axes, layout: Layout) -> Any:
+    """Abstract values with their shardings: a scale lies where the rows it belongs to lie."""
+
+    def at(part: jax.ShapeDtypeStruct, own: Axes) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=layout.sharding(own))
+
+    return _part_by_part(value, axes, at)
+
+
+def specs(value: Any, axes: Axes, layout: Layout) -> Any:
+    """Where a parameter lies, as `jax.shard_map` asks: a PartitionSpec, or a QArray of them."""
+    return _part_by_part(value, axes, lambda _, own: layout.spec(own))
+
+
+def pieces(value: Any, axes: Axes) -> list[tuple[tuple[int, ...], Axes, int]]:
+    """(shape, axes, bits of an element) of each array that a parameter is kept in."""
+    found: list[tuple[tuple[int, ...], Axes, int]] = []
+    _part_by_part(
+        value, axes, lambda part, own: found.append((part.shape, own, bits_of(part.dtype)))
+    )
+    return found
+
+
+def _part_by_part(value: Any, axes: Axes, make: Callable[[Any, Axes], Any]) -> Any:
+    """`make(array, its axes)` of an array, or of each part of a QArray.
+
+    weight   [D, N, H]      embed, heads, head_dim
+    values   [D, N, H]      embed, heads, head_dim      or, in groups,  [D, G, S]  embed, heads, -
+    scale    [D]            embed                                       [D, G]     embed, heads
+    """
+    if not isinstance(value, QArray):
+        return make(value, axes)
+    outs = axes[: value.outs]
+    scale = (*outs, axes[value.outs]) if value.grouped else outs
+    return dataclasses.replace(
+        value,
+        values=make(value.values, (*scale, None) if value.grouped else axes),
+        scale=make(value.scale, scale),
+        zero=None if value.zero is None else make(value.zero, scale),
+    )
 
 
 def bind(model: M, params: Mapping[str, Any]) -> M:

@@ -3,6 +3,7 @@
 Letters: B rows, T tokens per row, D embed, E experts, F mlp of each.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tpuinfer.model_config import ModelConfig
-from tpuinfer.models.blocks import Axes, activate
-from tpuinfer.models.blueprint import weight
+from tpuinfer.models.blocks import activate
+from tpuinfer.models.blueprint import Axes, specs, weight
 from tpuinfer.ops import experts, linear
 from tpuinfer.platform import platform_settings
 from tpuinfer.sharding.reduce import reduce_model
@@ -19,19 +20,26 @@ from tpuinfer.sharding.rules import Layout
 
 
 class Stack(nnx.Module):
-    """A weight whose last dimension is contracted, and a bias along the others, if there is one."""
+    """A weight whose last dimension is contracted, and a bias along the others, if there is one.
 
-    def __init__(self, shape: tuple[int, ...], axes: Axes, bias: bool) -> None:
+    Args:
+      exact: it is never quantised.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], axes: Axes, bias: bool, *, exact: bool = False
+    ) -> None:
         self.axes = axes
-        self.weight = weight(shape, axes)
+        self.weight = weight(shape, axes, contracted=0 if exact else 1)
         self.bias = weight(shape[:-1], axes[:-1]) if bias else None
 
-    def values(self) -> tuple[jax.Array, jax.Array | None]:
+    def values(self) -> tuple[Any, jax.Array | None]:
         return self.weight.get_value(), None if self.bias is None else self.bias.get_value()
 
     def specs(self, layout: Layout) -> tuple[Any, Any]:
         """Where `values` lie."""
-        return layout.spec(self.axes), None if self.bias is None else layout.spec(self.axes[:-1])
+        where = specs(self.weight.get_value(), self.axes, layout)
+        return where, None if self.bias is None else layout.spec(self.axes[:-1])
 
 
 class Experts(nnx.Module):
@@ -63,7 +71,8 @@ class Mixture(nnx.Module):
     def __init__(self, c: ModelConfig, *, clamped: bool = False) -> None:
         assert c.experts is not None
         self.sizes, self.activation, self.clamped = c.experts, c.activation, clamped
-        self.router = Stack((c.experts.count, c.embed), (None, "embed"), c.mlp_bias)
+        shape = (c.experts.count, c.embed)
+        self.router = Stack(shape, (None, "embed"), c.mlp_bias, exact=True)
         self.experts = Experts(c.embed, c.experts.count, c.experts.mlp, c.mlp_bias)
 
     def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
@@ -74,7 +83,9 @@ class Mixture(nnx.Module):
         def local(x: jax.Array, values: Any) -> jax.Array:
             flat = x.reshape(-1, x.shape[-1])
             routing = self._route(flat, *values[0])
-            form = experts.ragged if self._is_ragged(x.shape[1], layout) else experts.dense
+            form: experts.Form = functools.partial(experts.dense, tokens=x.shape[1])
+            if self._is_ragged(x.shape[1], layout):
+                form = experts.ragged
             partial = self._mix(form, flat, routing, values[1:], layout).astype(x.dtype)
             for axis in ("expert_mlp", "expert"):
                 if (mesh_axis := layout.mesh_axis(axis)) is not None:

@@ -11,7 +11,7 @@ Letters: R rows, B slots, T queries per row, N query heads, K KV heads, G = N / 
 L ring length, S block of columns.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,24 @@ class Ring(Protocol):
 
     keys: jax.Array
     values: jax.Array
+    key_scale: jax.Array | None
+    value_scale: jax.Array | None
     window: int | None
     sinks: int
+
+
+class Columns(NamedTuple):
+    """Keys and values that queries are put to.
+
+    Attributes:
+      k, v: [R, K, S, H], in the dtype of the queries, or codes.
+      k_scale, v_scale: [R, K, S] float32, of codes, one a row; None = k and v are what they are.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    k_scale: jax.Array | None = None
+    v_scale: jax.Array | None = None
 
 
 class Softmax(NamedTuple):
@@ -44,7 +60,7 @@ class Queries(NamedTuple):
     """The queries of one program call.
 
     Attributes:
-      main: [R, K, G, T, H], rotated to their own positions, scaled, in the ring's dtype.
+      main: [R, K, G, T, H], rotated to their own positions, scaled, in the dtype that multiplies.
       sinks: the same, rotated as the sinks see them; None = as `main`.
       positions: [R, T] int32 position of each query.
       cap: scores are bent to stay within +-cap (arXiv:2408.00118); None = not at all.
@@ -73,21 +89,22 @@ def begin(q: jax.Array, sink_logits: jax.Array | None = None) -> Softmax:
 def update(
     seen: Softmax,
     q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    columns: Columns,
     valid: jax.Array,
     cap: float | None = None,
 ) -> Softmax:
     """Take in one block of columns.
 
     Args:
-      q: [R, K, G, T, H], already scaled, in the dtype of k.
-      k, v: [R, K, S, H].
+      q: [R, K, G, T, H], already scaled. A row's scale is applied after its dot.
       valid: [R, T, S] bool, which column each query may see.
       cap: as in `Queries`.
     """
     mask = valid[:, None, None]
+    k, v = columns.k.astype(q.dtype), columns.v.astype(q.dtype)
     scores = jnp.einsum("RKGTH,RKSH->RKGTS", q, k, preferred_element_type=jnp.float32)
+    if columns.k_scale is not None:
+        scores = scores * columns.k_scale[:, :, None, None, :]
     if cap is not None:
         scores = cap * jnp.tanh(scores / cap)
     scores = jnp.where(mask, scores, _NEG)
@@ -96,8 +113,11 @@ def update(
     shrink = jnp.exp(seen.highest - highest)
     seen_by_any = valid.any(axis=1)[:, None, :, None]
     clean = jnp.where(seen_by_any, v, jnp.zeros((), v.dtype))
+    shares = weights
+    if columns.v_scale is not None:
+        shares = jnp.where(mask, weights * columns.v_scale[:, :, None, None, :], 0.0)
     values = jnp.einsum(
-        "RKGTS,RKSH->RKGTH", weights.astype(v.dtype), clean, preferred_element_type=jnp.float32
+        "RKGTS,RKSH->RKGTH", shares.astype(v.dtype), clean, preferred_element_type=jnp.float32
     )
     return Softmax(
         highest,
@@ -165,8 +185,8 @@ def attend_ring(
         first = jnp.arange(sinks, dtype=jnp.int32)
         written = (first[None, :] <= newest[:, None])[:, None, :]
         q = queries.main if queries.sinks is None else queries.sinks
-        k, v = (_block(x, slots, jnp.int32(0), sinks) for x in (ring.keys, ring.values))
-        seen = update(seen, q, k, v, written & (first[None, None, :] <= at), queries.cap)
+        pinned = _columns(ring, slots, jnp.int32(0), sinks)
+        seen = update(seen, q, pinned, written & (first[None, None, :] <= at), queries.cap)
     needed = jnp.minimum(newest.max() + 1, length)
     trips = (needed + block - 1) // block
 
@@ -177,21 +197,28 @@ def attend_ring(
         valid = (held >= sinks) & (held <= at)
         if ring.window is not None:
             valid &= held > at - ring.window
-        k, v = (_block(array, slots, start, block) for array in (ring.keys, ring.values))
-        return update(seen, queries.main, k, v, valid, queries.cap)
+        return update(seen, queries.main, _columns(ring, slots, start, block), valid, queries.cap)
 
     return jax.lax.fori_loop(0, trips, visit, seen)
 
 
+def _columns(ring: Ring, slots: jax.Array | None, start: jax.Array, block: int) -> Columns:
+    """Columns start : start + block of the rings of `slots`."""
+    parts = (ring.keys, ring.values, ring.key_scale, ring.value_scale)
+    found: Any = (None if one is None else _block(one, slots, start, block) for one in parts)
+    return Columns(*found)
+
+
 def _block(array: jax.Array, slots: jax.Array | None, start: jax.Array, block: int) -> jax.Array:
-    """Columns start : start + block of the rings of `slots`: [R, K, S, H]."""
+    """The same of one array [B, K, L, ...]: [R, K, S, ...]."""
     if slots is None:
         return jax.lax.dynamic_slice_in_dim(array, start, block, axis=2)
-    size = (1, array.shape[1], block, array.shape[3])
+    rest = array.shape[3:]
+    size = (1, array.shape[1], block, *rest)
     zero = jnp.zeros((), start.dtype)
 
     def one(slot: jax.Array) -> jax.Array:
-        at = (slot.astype(start.dtype), zero, start, zero)
+        at = (slot.astype(start.dtype), zero, start, *(zero for _ in rest))
         return jax.lax.dynamic_slice(array, at, size)[0]
 
     return jax.vmap(one)(slots)
@@ -200,8 +227,7 @@ def _block(array: jax.Array, slots: jax.Array | None, start: jax.Array, block: i
 def attend_chunk(
     seen: Softmax,
     q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    chunk: Columns,
     length: jax.Array,
     *,
     window: int | None = None,
@@ -211,7 +237,7 @@ def attend_chunk(
     """Attend causally within a chunk that is not in the ring yet.
 
     Args:
-      q: [R, K, G, T, H] scaled queries. k, v: [R, K, T, H].
+      q: [R, K, G, T, H] scaled queries. chunk: T columns, as the ring will keep them.
       length: [R] how many of the T tokens are real; the rest is padding.
       window: how many tokens a query looks back at, itself included; None = all.
       sinks: [R] how many of the chunk's first tokens all of it sees; None = none. A chunk that
@@ -224,13 +250,13 @@ def attend_chunk(
     if window is not None:
         near = query - key < window
         valid &= near if sinks is None else near | (key < sinks[:, None, None])
-    return update(seen, q, k, v, valid, cap)
+    return update(seen, q, chunk, valid, cap)
 
 
 def split_heads(
     q: jax.Array, kv_heads: int, dtype: jnp.dtype, scale: float | None = None
 ) -> jax.Array:
-    """[R, T, N, H] queries -> [R, K, G, T, H] in the ring's dtype, scaled.
+    """[R, T, N, H] queries -> [R, K, G, T, H] in `dtype`, scaled.
 
     Args:
       scale: None = 1 / sqrt(H).

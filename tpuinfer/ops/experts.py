@@ -19,6 +19,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tpuinfer.quant.dots import contract, contract_each
+from tpuinfer.quant.qarray import QArray, dequantise
+
 Gate = Callable[[jax.Array, jax.Array], jax.Array]
 """(gate, up) -> what goes down, element by element, in float32."""
 
@@ -39,13 +42,13 @@ class Weights(NamedTuple):
     """The experts on this device.
 
     Attributes:
-      gate, up: [e, F, D]. down: [e, D, F].
+      gate, up: [e, F, D], plain or quantised. down: [e, D, F].
       gate_bias, up_bias: [e, F]; None = no bias. down_bias: [e, D].
     """
 
-    gate: jax.Array
-    up: jax.Array
-    down: jax.Array
+    gate: jax.Array | QArray
+    up: jax.Array | QArray
+    down: jax.Array | QArray
     gate_bias: jax.Array | None = None
     up_bias: jax.Array | None = None
     down_bias: jax.Array | None = None
@@ -79,7 +82,13 @@ def clamped_swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
 
 
 def dense(
-    x: jax.Array, routing: Routing, weights: Weights, gate: Gate, first: jax.Array | int = 0
+    x: jax.Array,
+    routing: Routing,
+    weights: Weights,
+    gate: Gate,
+    first: jax.Array | int = 0,
+    *,
+    tokens: int = 1,
 ) -> jax.Array:
     """Every expert computes every row.
 
@@ -88,6 +97,7 @@ def dense(
     Args:
       x: [X, D].
       first: the id of this device's first expert.
+      tokens: of one row of the batch, as `quant.dots.contract` takes it.
 
     Returns:
       [X, D] float32, the sum over the experts on this device.
@@ -102,25 +112,31 @@ def dense(
     combine = jnp.where(here, routing.weights[:, :, None], 0).sum(axis=1)
     chosen = here.any(axis=1)
 
-    def up_to_mlp(weight: jax.Array, bias: jax.Array | None) -> jax.Array:
-        flat = jax.lax.dot_general(
-            x,
-            weight.reshape(size * width, -1).astype(x.dtype),
-            (((1,), (1,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+    def up_to_mlp(weight: jax.Array | QArray, bias: jax.Array | None) -> jax.Array:
+        if isinstance(weight, QArray):
+            flat = contract(x, weight, tokens)
+        else:
+            flat = jax.lax.dot_general(
+                x,
+                weight.reshape(size * width, -1).astype(x.dtype),
+                (((1,), (1,)), ((), ())),
+                preferred_element_type=jnp.float32,
+            )
         made = flat.reshape(-1, size, width)
         return made if bias is None else made + bias[None].astype(jnp.float32)
 
     hidden = gate(
         up_to_mlp(weights.gate, weights.gate_bias), up_to_mlp(weights.up, weights.up_bias)
     )
-    out = jax.lax.dot_general(  # [e, X, D]
-        hidden.astype(x.dtype),
-        weights.down.astype(x.dtype),
-        (((2,), (2,)), ((1,), (0,))),
-        preferred_element_type=jnp.float32,
-    )
+    if isinstance(weights.down, QArray):
+        out = contract_each(hidden.astype(x.dtype), weights.down)
+    else:
+        out = jax.lax.dot_general(  # [e, X, D]
+            hidden.astype(x.dtype),
+            weights.down.astype(x.dtype),
+            (((2,), (2,)), ((1,), (0,))),
+            preferred_element_type=jnp.float32,
+        )
     if weights.down_bias is not None:
         out = out + weights.down_bias[:, None, :].astype(jnp.float32)
     return jnp.where(chosen.T[:, :, None], out * combine.T[:, :, None], 0).sum(axis=0)
@@ -130,6 +146,8 @@ def ragged(
     x: jax.Array, routing: Routing, weights: Weights, gate: Gate, first: jax.Array | int = 0
 ) -> jax.Array:
     """Each expert computes the rows that chose it; arguments and result as for `dense`.
+
+    Quantised weights are widened: the products of sorted rows have no form of their own for them.
 
     A row is copied k times, the copies are sorted by expert, and come back by a gather.
 
@@ -152,7 +170,9 @@ def ragged(
         rhs_group_dimensions=[0],
     )
 
-    def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Array:
+    def linear(x: jax.Array, weight: jax.Array | QArray, bias: jax.Array | None) -> jax.Array:
+        if isinstance(weight, QArray):
+            weight = dequantise(weight)
         made = jax.lax.ragged_dot_general(
             x, weight.astype(x.dtype), sizes, contract_last, preferred_element_type=jnp.float32
         )

@@ -16,6 +16,7 @@ from tpuinfer.programs.decode import make_decode
 from tpuinfer.programs.prefill import abstract_input, make_prefill
 from tpuinfer.programs.state import DecodeState, shaped
 from tpuinfer.programs.tables import MASKS_AT_A_TIME, put_bias, put_masks
+from tpuinfer.quant.schemes import Scheme
 from tpuinfer.sharding.rules import Layout
 
 MASK, BIAS = "mask", "bias"
@@ -63,13 +64,17 @@ def program_specs(
     settings: PlatformSettings,
     dtype: str,
     buckets: tuple[int, ...],
+    schemes: Mapping[str, Scheme] | None = None,
 ) -> list[ProgramSpec]:
     """Every program: those of the tables, prefill from the widest on, then decode.
 
     Programs that others check come later. Works on abstract values alone: `state` and `tables` hold
     ShapeDtypeStructs, and no device is needed.
+
+    Args:
+      schemes: of the weights that are quantised.
     """
-    params = abstract_params(blueprint, layout, dtype)
+    params = abstract_params(blueprint, layout, dtype, schemes)
     whole = NamedSharding(layout.mesh, PartitionSpec())
     out_shardings = (jax.tree.map(lambda x: x.sharding, state), whole)
     shards, slots, stops = layout.shards("batch"), state.token.shape[0], state.stops.shape[1]

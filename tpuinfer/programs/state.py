@@ -9,7 +9,7 @@ from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tpuinfer.cache.ring import Ring, Rings
-from tpuinfer.cache.spec import RING_AXES, RingSpec
+from tpuinfer.cache.spec import RING_AXES, SCALE_AXES, RingSpec
 from tpuinfer.ops.sampling import SamplingRows
 from tpuinfer.ops.steering import WORD, Biases, Tables
 from tpuinfer.sharding.rules import Layout
@@ -91,7 +91,11 @@ def abstract_state(
 
     def ring(spec: RingSpec) -> Ring:
         array = shaped(spec.shape, jnp.dtype(spec.dtype), cut)
-        return Ring(array, array, spec.window, spec.sinks)
+        scales: tuple[Any, Any] = (None, None)
+        if spec.is_codes:
+            one = shaped(spec.shape[:-1], jnp.float32, layout.sharding(SCALE_AXES))
+            scales = one, one
+        return Ring(array, array, spec.window, spec.sinks, *scales, spec.compute)
 
     i32 = shaped((slots,), jnp.int32)
     sampling, stops = row_arrays(slots, max_stop_ids)

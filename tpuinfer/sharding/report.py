@@ -14,6 +14,7 @@ class Placement:
 
     Attributes:
       count: how many arrays of this shape the row stands for (one per layer).
+      kept: as what: a dtype or a scheme.
       spec: the PartitionSpec, as text. bytes_per_device: of all `count` arrays together.
       why: the decision behind each cut or refused cut.
     """
@@ -25,42 +26,60 @@ class Placement:
     spec: str
     bytes_per_device: int
     why: str
+    kept: str = ""
 
 
-def place(
-    layout: Layout, arrays: Mapping[str, tuple[tuple[int, ...], tuple[str | None, ...]]], size: int
-) -> list[Placement]:
-    """Rows for named (shape, axes); arrays that differ in their layer number alone share a row.
+@dataclass(frozen=True)
+class Sized:
+    """An array that is to lie somewhere, and what it is kept in.
 
-    Args:
-      size: bytes per element.
+    Attributes:
+      kept: a dtype or a scheme.
+      pieces: (shape, axes, bits of an element) of each array that it is kept in.
     """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    kept: str
+    pieces: Sequence[tuple[tuple[int, ...], tuple[str | None, ...], int]]
+
+
+def place(layout: Layout, arrays: Mapping[str, Sized]) -> list[Placement]:
+    """Rows for named arrays; those that differ in their layer number alone share a row."""
     rows: dict[str, Placement] = {}
-    for name, (shape, axes) in arrays.items():
+    for name, array in arrays.items():
         key = re.sub(r"\blayers\.\d+\b", "layers.*", name)
-        cut = math.prod(layout.shards(axis) for axis in axes if axis is not None)
-        here = math.prod(shape) * size // cut
-        if key in rows:
-            old = rows[key]
-            rows[key] = Placement(
-                key, old.count + 1, shape, axes, old.spec, old.bytes_per_device + here, old.why
-            )
-        else:
-            rows[key] = Placement(
-                key, 1, shape, axes, _spec(layout, axes), here, _why(layout, axes)
-            )
+        alike = key if key not in rows or rows[key].kept == array.kept else f"{key} {array.kept}"
+        old = rows.get(alike)
+        here = sum(_bytes(layout, *piece) for piece in array.pieces)
+        rows[alike] = Placement(
+            key,
+            old.count + 1 if old else 1,
+            array.shape,
+            array.axes,
+            _spec(layout, array.axes),
+            old.bytes_per_device + here if old else here,
+            _why(layout, array.axes),
+            array.kept,
+        )
     return list(rows.values())
+
+
+def _bytes(layout: Layout, shape: tuple[int, ...], axes: tuple[str | None, ...], bits: int) -> int:
+    """Of one device's part."""
+    cut = math.prod(layout.shards(axis) for axis in axes if axis is not None)
+    return -(-math.prod(shape) * bits // (8 * cut))
 
 
 def table(rows: Sequence[Placement]) -> list[tuple[str, ...]]:
     """The rows as text, header first and the sum last."""
-    lines = [("array", "count", "shape", "spec", "MB/device", "why")]
+    lines = [("array", "count", "shape", "kept", "spec", "MB/device", "why")]
     for row in rows:
         shape = "x".join(map(str, row.shape))
         size = f"{row.bytes_per_device / 1e6:.2f}"
-        lines.append((row.name, str(row.count), shape, row.spec, size, row.why))
+        lines.append((row.name, str(row.count), shape, row.kept, row.spec, size, row.why))
     total = sum(row.bytes_per_device for row in rows)
-    return [*lines, ("total", "", "", "", f"{total / 1e6:.2f}", "")]
+    return [*lines, ("total", "", "", "", "", f"{total / 1e6:.2f}", "")]
 
 
 def render(lines: Iterable[tuple[str, ...]]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +28,8 @@ from tpuinfer.platform import platform_settings
 from tpuinfer.programs.closed_set import program_specs
 from tpuinfer.programs.compile import Program, ProgramSpec, compile_programs
 from tpuinfer.programs.state import DecodeState, zeros
+from tpuinfer.quant import fit
+from tpuinfer.quant.qarray import QArray
 from tpuinfer.sharding.rules import Layout
 
 TINY = ModelConfig(
@@ -114,6 +117,7 @@ class Tiny:
             settings=self.plan.settings,
             dtype=self.plan.dtype,
             buckets=self.plan.buckets,
+            schemes=self.plan.schemes,
         )
         return {spec.name: spec for spec in specs}
 
@@ -155,6 +159,8 @@ def tiny(
     narrow: tuple[int, ...] = (),
     sinks: int | None = None,
     block: int = BLOCK,
+    quant: str = "none",
+    ring: str = "auto",
 ) -> Tiny:
     """A tiny model laid out on a mesh, with the CPU's settings but small chunks and blocks.
 
@@ -163,9 +169,12 @@ def tiny(
       steps: the most decode steps in one dispatch. buckets: two at most; fewer compile sooner.
       rows, narrow: prompts per prefill, and rows of narrow decodes, per data shard.
       sinks: roll with that many sinks; None = stop at the end of the context.
+      quant, ring: as `--weights` and `--ring` take them.
       block: ring columns read at a time. On a CPU sums over fewer than 16 depend on `rows`.
     """
-    return _build(config, mesh, slots, dtype, steps, buckets, rows, narrow, sinks, block)
+    return _build(
+        config, mesh, slots, dtype, steps, buckets, rows, narrow, sinks, block, quant, ring
+    )
 
 
 @functools.cache
@@ -180,10 +189,12 @@ def _build(
     narrow: tuple[int, ...],
     sinks: int | None,
     block: int,
+    quant: str,
+    ring: str,
 ) -> Tiny:
-    others: dict[str, Any] = {}
+    others: dict[str, Any] = {"ring": ring}
     if sinks is not None:
-        others = {"context_policy": "roll", "sinks": sinks}
+        others |= {"context_policy": "roll", "sinks": sinks}
     settings = dataclasses.replace(
         platform_settings("cpu"),
         steps=steps,
@@ -198,13 +209,14 @@ def _build(
         config,
         mesh=mesh,
         dtype=dtype,
+        weights=quant,
         engine=EngineConfig.parse(slots, **others),
         settings=settings,
     )
     assert plan.buckets == buckets, f"buckets {plan.buckets}, not {buckets}"
     host = random_weights(config)
     blueprint = registry.build(config)
-    shapes = abstract_params(blueprint, plan.layout, dtype)
+    shapes = abstract_params(blueprint, plan.layout, dtype, plan.schemes)
     state, tables = abstract_device(plan)
     return Tiny(
         plan=plan,
@@ -212,8 +224,13 @@ def _build(
         state=state,
         tables=tables,
         weights=host,
-        params={
-            name: jax.device_put(host[name].astype(one.dtype), one.sharding)
-            for name, one in shapes.items()
-        },
+        params={name: _put(host[name], one) for name, one in shapes.items()},
     )
+
+
+def _put(host: NDArray[np.float32], abstract: Any) -> Any:
+    """A weight where a plan wants it, quantised if it says so."""
+    if not isinstance(abstract, QArray):
+        return jax.device_put(host.astype(abstract.dtype), abstract.sharding)
+    made = fit.quantise(jnp.asarray(host), fit.scheme_of(abstract), host.ndim - abstract.outs)
+    return jax.tree.map(lambda part, one: jax.device_put(part, one.sharding), made, abstract)
