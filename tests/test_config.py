@@ -125,6 +125,7 @@ FULL = """
 [model]
 model = "m.gguf"
 dtype = "float32"
+weights = "int4,head=none"
 [mesh]
 mesh = "2x4"
 [sharding]
@@ -136,6 +137,7 @@ context_policy = "roll"
 sinks = 2
 prefill_wait_ms = 1.5
 strict_compile = true
+ring = "fp8"
 """
 FULL_SETTINGS = Settings(
     model="m.gguf",
@@ -148,6 +150,8 @@ FULL_SETTINGS = Settings(
     sinks=2,
     prefill_wait_ms=1.5,
     strict_compile=True,
+    weights="int4,head=none",
+    ring="fp8",
 )
 
 
@@ -178,7 +182,7 @@ def test_an_empty_file_gives_the_defaults_and_flags_win(toml):
 
 def test_what_settings_say_of_the_engine():
     assert FULL_SETTINGS.engine() == EngineConfig(
-        (SlotClass(4, 64),), "roll", sinks=2, prefill_wait_ms=1.5, strict_compile=True
+        (SlotClass(4, 64),), "roll", 2, prefill_wait_ms=1.5, strict_compile=True, ring="fp8"
     )
     assert Settings().engine() == EngineConfig()
     with pytest.raises(ConfigError, match="context-policy is 'grow'"):

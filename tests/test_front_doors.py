@@ -18,6 +18,8 @@ from tpuinfer.models import registry
 ENGINE = ("--context", "32", "--slots", "2", "--max-tokens", "8")
 """One prefill program and one decode program: a second to compile."""
 
+_DEQUANTISED = "tiny.gguf: quantised weights (1 as int8:32) are dequantised"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -34,7 +36,9 @@ def checkpoint(folder: Path, gguf: Path) -> Path:
     """What the convert door made of the GGUF file."""
     made = doors.run("convert", "--model", str(gguf), "--output", str(folder / "tiny"), "--verify")
     assert (made.code, made.out) == (0, "")
-    assert made.err == f"{folder / 'tiny'}: {gguf}, bfloat16\n"
+    assert made.err == (
+        f"{_DEQUANTISED}; --weights published keeps them\n{folder / 'tiny'}: {gguf}, bfloat16\n"
+    )
     return folder / "tiny"
 
 
@@ -65,7 +69,9 @@ def refused(result: doors.Result, code: int, *parts: str) -> None:
     assert (result.code, result.out) == (code, ""), result.err
     assert line.startswith("tpuinfer: ")
     assert all(part in line for part in parts), line
-    assert all(text.startswith(("listening on http://", "mesh data=")) for text in before)
+    assert all(
+        text.startswith(("listening on http://", "mesh data=", _DEQUANTISED)) for text in before
+    )
 
 
 WRONG_FLAGS = [

@@ -45,7 +45,7 @@ def test_the_rules_name_places_that_exist():
         ("cache.ring", "from tpuinfer.engine.request import Request"),
         ("cache.ring", "def f():\n    import tpuinfer.server.app"),
         ("cache.ring", "from ..engine import request"),
-        ("ops.norm", "from tpuinfer.quant.qarray import QArray"),
+        ("ops.norm", "from tpuinfer.tokenizer import vocabulary"),
         ("models.llama", "from tpuinfer.serve import main"),
         ("engine.llm", "import tpuinfer.flags"),
         ("engine.llm", "from tpuinfer.testing.fake import FakeRunner"),

@@ -1,6 +1,7 @@
 """`python -m tpuinfer.convert`: any model to a checkpoint directory, or to Hugging Face's files."""
 
 import logging
+from collections import Counter
 
 from absl import flags
 
@@ -11,13 +12,15 @@ from tpuinfer.checkpoint.export import export
 from tpuinfer.checkpoint.load import default_cache_dir, find
 from tpuinfer.errors import ConfigError
 from tpuinfer.models import registry
+from tpuinfer.quant.schemes import AUTO
 from tpuinfer.sharding.report import render
 
-for _flag in (shared.CONFIG, shared.MODEL, shared.DTYPE, shared.CACHE_DIR, shared.VERIFY):
+_KEYS = (shared.CONFIG, shared.MODEL, shared.DTYPE, shared.WEIGHTS, shared.CACHE_DIR, shared.VERIFY)
+for _flag in _KEYS:
     flags.declare_key_flag(_flag.name)
 
 _NOT_HERE = (
-    *(shared.MESH, shared.RULES, shared.SLOTS, shared.CONTEXT),
+    *(shared.MESH, shared.RULES, shared.SLOTS, shared.CONTEXT, shared.RING),
     *(shared.SHOW_SHARDING, shared.SHOW_MEMORY, shared.SHOW_PROGRAMS),
 )
 
@@ -49,6 +52,11 @@ def main() -> None:
     if _TO.value == "hf" and shared.VERIFY.value:
         raise ConfigError("--verify checks the sums of a checkpoint directory: leave it, or --to")
     chosen = shared.settings()
+    if _TO.value == "hf" and chosen.weights != AUTO:
+        raise ConfigError(
+            f"weights is {chosen.weights!r}: --to hf writes them as they are worth, in no scheme; "
+            "leave it, or --to orbax"
+        )
     with shared.Bars() as progress:
         cache = shared.cache_dir() or default_cache_dir()
         found = find(chosen.model, cache, progress)
@@ -56,10 +64,20 @@ def main() -> None:
             target = export(found.path, output, chosen.dtype, progress)
             _log.info("%s: %s, safetensors, %s", target, chosen.model, chosen.dtype)
             return
-        target = room.convert(found.path, output, chosen.dtype, progress, sha256=found.sha256)
+        target = room.convert(
+            found.path,
+            output,
+            chosen.dtype,
+            progress,
+            sha256=found.sha256,
+            weights=chosen.weights,
+        )
         if shared.VERIFY.value:
             layout.verify(target, progress)
-        _log.info("%s: %s, %s", target, chosen.model, layout.read_manifest(target).dtype)
+        manifest = layout.read_manifest(target)
+        kinds = Counter(str(scheme) for scheme, _, _ in manifest.schemes.values())
+        said = ", ".join([manifest.dtype, *(f"{n} as {kind}" for kind, n in kinds.most_common())])
+        _log.info("%s: %s, %s", target, chosen.model, said)
 
 
 def _catalogue() -> list[tuple[str, ...]]:

@@ -51,7 +51,7 @@ def test_host_as_a_table_and_a_file(model, tmp_path: Path):
         (("decode", "--batch=1,x"), "batch is '1,x'"),
         (("decode", "--batch=0"), "batch is 0: it must be at least 1"),
         (("prefill", "--rounds=0"), "rounds is 0: it must be at least 1"),
-        (("decode", "--against=vllm"), "--against=vllm"),
+        (("decode", "--against=vllm"), "against is 'vllm'"),
         (("decode", "--random-weights=llama-4"), "random-weights is 'llama-4'"),
         (("host", "--random-weights=llama-4"), "random-weights is 'llama-4'"),
     ],

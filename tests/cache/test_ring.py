@@ -105,6 +105,8 @@ def test_a_ring_holds_the_newest_tokens_and_the_sinks_where_it_says(sizes, sinks
 class Recorder:
     """Stands for the array of a ring, and keeps where it is written."""
 
+    dtype = np.dtype(np.float32)
+
     def __init__(self, shape):
         self.shape = shape
 

@@ -62,7 +62,7 @@ def test_the_manifest_says_where_it_came_from(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format 2 is not known"),
+        ({"format": 3}, "format 3 is not known"),
         ({"source": None}, "damaged manifest"),
         ({"params": {"a": {"shape": ["x"], "dtype": "float32"}}}, "damaged manifest"),
         ({"params": [1]}, "damaged manifest"),

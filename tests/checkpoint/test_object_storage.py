@@ -88,12 +88,17 @@ def test_a_checkpoint_reaches_orbax_with_its_url(
     assert read_config(path) == tiny_hf.CONFIG
     layout.verify(path)
     seen: list[str] = []
-    monkeypatch.setattr(orbax_store, "load", lambda where, abstract: seen.append(str(where)))
+
+    def load(where: Path, abstract: dict[str, object], *, partial: bool) -> dict[str, object]:
+        seen.append(str(where))
+        return abstract
+
+    monkeypatch.setattr(orbax_store, "load", load)
     abstract = {
         name: jax.ShapeDtypeStruct(shape, dtype)
         for name, (shape, dtype) in layout.read_manifest(path).params.items()
     }
-    load_params(path, abstract)
+    assert load_params(path, abstract) == abstract
     assert seen == ["gs://b/made/params"]
 
 

@@ -132,9 +132,9 @@ def test_the_platform_and_the_tokens_per_row_choose_the_form(enough, shape, form
     for name in ("dense", "ragged"):
         whole = getattr(experts.experts, name)
 
-        def noted(*arguments, name=name, whole=whole):
+        def noted(*arguments, name=name, whole=whole, **named):
             called.append(name)
-            return whole(*arguments)
+            return whole(*arguments, **named)
 
         monkeypatch.setattr(experts.experts, name, noted)
     config, (params, _) = config_of("within"), inputs("within", True)

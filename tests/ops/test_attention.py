@@ -297,7 +297,7 @@ def test_split_heads_by_hand():
 def test_a_bfloat16_ring_accumulates_in_float32():
     q, keys, values = (jnp.asarray(array, jnp.bfloat16) for array in DECODE.arrays)
     text = jax.jit(attention.update).lower(
-        attention.begin(q), q, keys, values, jnp.ones((4, 1, 16), bool)
+        attention.begin(q), q, attention.Columns(keys, values), jnp.ones((4, 1, 16), bool)
     )
     dots = [line for line in text.as_text().splitlines() if "dot_general" in line]
     assert len(dots) == 2

@@ -262,8 +262,8 @@ def _memory(subject: Subject) -> list[str]:
     if "weight_bytes" in theirs:
         sizes[theirs["name"]] = theirs["weight_bytes"], theirs["kv_bytes"]
     each = (
-        f"{name} {report.number(weights / 1e6)} MB of weights, {report.number(kv / 1e6)} MB of keys "
-        "and values"
+        f"{name} {report.number(weights / 1e6)} MB of weights, "
+        f"{report.number(kv / 1e6)} MB of keys and values"
         for name, (weights, kv) in sizes.items()
     )
     return [f"memory: {'; '.join(each)}"]

@@ -26,7 +26,8 @@ class Peer(Protocol):
       settings: what a report should say about it; `weight_bytes` and `kv_bytes` where it knows.
     """
 
-    settings: Mapping[str, Any]
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
 
     def prefill_round(self, prompt: Sequence[int], repeats: int) -> list[float]:
         """Milliseconds from a prompt to its first token, `repeats` times after a warm-up."""
