@@ -14,7 +14,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("testing",),
     ("front doors",),
     ("flags",),
-    ("server", "benchmark", "group"),
+    ("server", "benchmark", "accuracy", "group"),
     ("engine", "planning", "offline"),
     ("programs", "checkpoint"),
     ("models",),
