@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from tpuinfer import flags as shared
-from tpuinfer.benchmark import modes, report, subject
+from tpuinfer.benchmark import modes, report, schemes, subject
 from tpuinfer.benchmark.modes import Options
 from tpuinfer.benchmark.workload import LENGTHS, Blank
 from tpuinfer.config import Settings
@@ -35,6 +35,11 @@ _AGAINST = flags.DEFINE_string(
     None,
     "Run the same work there too, in turn: transformers, llama.cpp or llama.cpp:TYPE (q8_0, ...).",
 )
+_SCHEMES = flags.DEFINE_string(
+    "schemes",
+    None,
+    "decode: several WEIGHTS or WEIGHTS/RING in turn, all in memory: 'none int8 int8/int8'.",
+)
 _RANDOM_WEIGHTS = flags.DEFINE_string(
     "random-weights", None, "Sizes of a known model, weights made on the devices; no download."
 )
@@ -50,13 +55,16 @@ _PROMPTS = {"decode": 32, "prefill": 512}
 _LEAST_CONTEXT, _CONTEXT_STEP = 512, 128
 
 _OF_WORK = ("batch", "prompt-tokens", "new-tokens", "requests", "lengths")
-_OF_DEVICES = ("against", "seed", "mesh", "rules", "dtype", "context", "strict-compile")
+_OF_DEVICES = (
+    *("against", "schemes", "seed", "mesh", "rules", "dtype", "weights", "ring", "context"),
+    "strict-compile",
+)
 _OF_REQUESTS = ("context-policy", "sinks", "prefill-wait-ms")
 
 _UNREAD = {
     "decode": ("requests", "lengths", "prefill-wait-ms"),
-    "prefill": ("batch", "new-tokens", "requests", "lengths", "prefill-wait-ms"),
-    "batch": ("batch", "prompt-tokens", "new-tokens"),
+    "prefill": ("schemes", "batch", "new-tokens", "requests", "lengths", "prefill-wait-ms"),
+    "batch": ("schemes", "batch", "prompt-tokens", "new-tokens"),
     "host": (*_OF_WORK, *_OF_DEVICES, *_OF_REQUESTS),
     "server": ("random-weights", *_OF_WORK, *_OF_DEVICES, *_OF_REQUESTS),
 }
@@ -85,19 +93,34 @@ def main(mode: str) -> None:
 
 
 def _on_devices(mode: str, chosen: Settings, options: Options) -> report.Report:
-    with shared.Bars() as progress:
-        measured = subject.prepare(
-            chosen,
-            random_weights=_RANDOM_WEIGHTS.value,
-            against=_AGAINST.value,
-            seed=options.seed,
-            cache_dir=shared.cache_dir(),
-            progress=progress,
-        )
+    if _SCHEMES.value is not None:
+        return _several(_SCHEMES.value, chosen, options)
+    measured = _prepared(chosen, options, _AGAINST.value)
     if mode == "batch":
         tokenizer = subject.vocabulary(measured.plan)
         return modes.batch(measured, tokenizer, options)
     return {"decode": modes.decode, "prefill": modes.prefill}[mode](measured, options)
+
+
+def _several(asked: str, chosen: Settings, options: Options) -> report.Report:
+    """The schemes in turn; a peer runs beside the first one's weights."""
+    subjects: dict[str, subject.Subject] = {}
+    for name, weights, ring in schemes.parse(asked):
+        one = dataclasses.replace(chosen, weights=weights, ring=ring or chosen.ring)
+        subjects[name] = _prepared(one, options, None if subjects else _AGAINST.value)
+    return schemes.decode(subjects, options)
+
+
+def _prepared(chosen: Settings, options: Options, against: str | None) -> subject.Subject:
+    with shared.Bars() as progress:
+        return subject.prepare(
+            chosen,
+            random_weights=_RANDOM_WEIGHTS.value,
+            against=against,
+            seed=options.seed,
+            cache_dir=shared.cache_dir(),
+            progress=progress,
+        )
 
 
 def _on_host(mode: str, chosen: Settings, options: Options) -> report.Report:
@@ -145,6 +168,8 @@ def _refuse_unread(mode: str) -> None:
     for name in (*_UNREAD[mode], *_NEVER_READ):
         if flags.FLAGS[name].present:
             raise ConfigError(f"--{name} means nothing to bench {mode}: leave it out")
+    if _SCHEMES.value is not None and shared.WEIGHTS.present:
+        raise ConfigError("--weights and --schemes both say how weights are kept: give one")
 
 
 def _show(made: report.Report) -> None:

@@ -30,6 +30,19 @@ def test_decode_as_json(model):
     assert report["rows"][0]["case"]["prompt_tokens"] == 32
 
 
+def test_schemes_in_turn(model):
+    done = doors.run(
+        "bench", "decode", *model, "--schemes=none w8a8/int8", "--batch=2", "--new-tokens=6",
+        "--context=64", "--rounds=1", "--json=-",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    first, second = json.loads(done.out)["rows"]
+    assert second["figure"] == "decode step, 2 live, w8a8/int8"
+    assert second["weight_bytes"] < first["weight_bytes"] / 1.8
+    assert second["kv_bytes"] < first["kv_bytes"] / 3
+    assert second["peer"] == first["median"]
+
+
 def test_host_as_a_table_and_a_file(model, tmp_path: Path):
     file = tmp_path / "host.json"
     done = doors.run("bench", "host", *model, "--slots=4", "--rounds=1", "--json", str(file))
@@ -51,6 +64,11 @@ def test_host_as_a_table_and_a_file(model, tmp_path: Path):
         (("decode", "--batch=1,x"), "batch is '1,x'"),
         (("decode", "--batch=0"), "batch is 0: it must be at least 1"),
         (("prefill", "--rounds=0"), "rounds is 0: it must be at least 1"),
+        (("batch", "--schemes=none int8"), "--schemes means nothing to bench batch"),
+        (("host", "--weights=int8"), "--weights means nothing to bench host"),
+        (("server", "--ring=int8"), "--ring means nothing to bench server"),
+        (("decode", "--schemes=int8"), "schemes is 'int8': write at least two"),
+        (("decode", "--schemes=none int8", "--weights=int8"), "--weights and --schemes both say"),
         (("decode", "--against=vllm"), "against is 'vllm'"),
         (("decode", "--random-weights=llama-4"), "random-weights is 'llama-4'"),
         (("host", "--random-weights=llama-4"), "random-weights is 'llama-4'"),

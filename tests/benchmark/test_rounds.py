@@ -2,7 +2,7 @@
 
 import pytest
 
-from tpuinfer.benchmark.rounds import Spread, alternate, quantile, spread
+from tpuinfer.benchmark.rounds import Spread, alternate, in_turn, outcome, quantile, spread
 
 
 def test_spread_by_hand():
@@ -34,3 +34,19 @@ def test_rounds_alternate_and_the_first_does_not_count():
 def test_without_a_peer_there_is_no_ratio():
     outcome = alternate(lambda: [1.0], None, 2)
     assert (outcome.ours, outcome.theirs, outcome.ratios) == ((1, 1), None, None)
+
+
+def test_of_several_the_order_turns_round_and_each_keeps_its_rounds():
+    order, calls = [], iter(range(100))
+
+    def turn(name):
+        def run():
+            order.append(name)
+            return [next(calls)]
+
+        return run
+
+    samples = in_turn([turn(name) for name in "abc"], 2)
+    assert "".join(order) == "abc" + "abc" + "cba"
+    assert samples == [[[3], [8]], [[4], [7]], [[5], [6]]]
+    assert outcome(samples[1], samples[0]).ratios == pytest.approx((3 / 4, 8 / 7))

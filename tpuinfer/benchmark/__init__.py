@@ -14,6 +14,7 @@ peer_llama_cpp      the same work by llama.cpp on a GGUF file
 requantised         file_of: the model's GGUF file in another of llama.cpp's types
 report    Row, Report: a table and JSON
 subject   prepare: weights, programs and limits, ready to be measured; vocabulary
+schemes   parse, decode: several schemes of one model in turn
 modes     decode, prefill, host, batch: what `python -m tpuinfer.bench` runs
 
 Ignorant of flags and of HTTP. Only the peers know torch and llama_cpp, and only once asked for.

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import importlib
 import os
+import sys
 import time
 import weakref
 from collections import deque
@@ -31,7 +32,7 @@ _WARM = 2
 
 _NEEDS_ONE_SAMPLE = _WARM + 2
 
-_ERROR = 3
+_ERROR = 4
 """ggml's number for the level of a message that says what failed."""
 
 _F16_BYTES = 2
@@ -65,7 +66,7 @@ class Peer:
         """
         self._llama = _load()
         self._errors = _heard(self._llama)
-        threads = os.cpu_count() or 1
+        threads = _cores()
         self._model = self._new_model(path)
         self._context = self._new_context(slots, context, threads)
         self._width = int(self._llama.llama_n_batch(self._context))
@@ -203,9 +204,10 @@ class Peer:
         self._wanted[:count] = wanted
         for index, sequence in enumerate(sequences):
             self._batch.seq_id[index][0] = sequence
+        self._errors.clear()
         code = self._llama.llama_decode(self._context, self._batch)
         if code:
-            raise ConfigError(f"llama.cpp: decode gave {code}: {self._last_error()}")
+            raise ConfigError(f"llama.cpp: decode gave {code}: {self._first_error()}")
         rows = int(self._wanted[:count].sum())
         logits = self._llama.llama_get_logits(self._context)
         most_likely: NDArray[Any] = np.ctypeslib.as_array(logits, shape=(rows, self._vocab)).argmax(
@@ -219,9 +221,10 @@ class Peer:
     def _new_model(self, path: Path) -> Any:
         params = self._llama.llama_model_default_params()
         params.n_gpu_layers = 0
+        self._errors.clear()
         model = self._llama.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
-            raise ConfigError(f"{path}: llama.cpp cannot load it: {self._last_error()}")
+            raise ConfigError(f"{path}: llama.cpp cannot load it: {self._first_error()}")
         return model
 
     def _new_context(self, slots: int, context: int, threads: int) -> Any:
@@ -229,16 +232,18 @@ class Peer:
         params.n_ctx, params.n_seq_max = slots * context, slots
         params.n_threads = params.n_threads_batch = threads
         params.offload_kqv = params.op_offload = False
+        self._errors.clear()
         made = self._llama.llama_init_from_model(self._model, params)
         if not made:
             self._llama.llama_model_free(self._model)
             raise ConfigError(
-                f"llama.cpp: no context of {slots} x {context} tokens: {self._last_error()}"
+                f"llama.cpp: no context of {slots} x {context} tokens: {self._first_error()}"
             )
         return made
 
-    def _last_error(self) -> str:
-        return self._errors[-1] if self._errors else "it does not say why"
+    def _first_error(self) -> str:
+        """Of the call that failed: the later ones only say that it did."""
+        return self._errors[0] if self._errors else "it does not say why"
 
 
 @dataclass
@@ -267,6 +272,11 @@ def _system_info(llama: ModuleType) -> str:
     return " ".join(name.strip() for name, value in pairs if value.strip() != "0")
 
 
+def _cores() -> int:
+    """Those that this process may run on: one thread too many makes all of them wait."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def _load() -> ModuleType:
     try:
         return importlib.import_module("llama_cpp")
@@ -278,9 +288,9 @@ def _load() -> ModuleType:
 
 
 @functools.cache
-def _heard(llama: ModuleType) -> deque[str]:
-    """The last lines that say what failed; nothing that llama.cpp says is printed from here on."""
-    errors: deque[str] = deque(maxlen=8)
+def _heard(llama: ModuleType) -> list[str]:
+    """Lines that say what failed; nothing that llama.cpp says is printed from here on."""
+    errors: list[str] = []
 
     def hear(level: int, text: bytes, _: Any) -> None:
         if level == _ERROR:

@@ -26,6 +26,12 @@ _WARM = 2
 _NEEDS_ONE_SAMPLE = _WARM + 2
 
 
+def check_installed() -> None:
+    """Raise ConfigError where torch or transformers is not."""
+    _load("torch")
+    _load("transformers")
+
+
 class Peer:
     """A LlamaForCausalLM with our weights.
 

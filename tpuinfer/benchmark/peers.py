@@ -70,6 +70,22 @@ def parse(text: str, random_weights: str | None = None) -> Against:
     return Against(name, weights or WEIGHTS[0])
 
 
+def check_installed(against: Against) -> None:
+    """Import what the peer needs: better before the weights are read than after.
+
+    Raises:
+      ConfigError: a library is not installed; names the extra.
+    """
+    if against.name == TRANSFORMERS:
+        from tpuinfer.benchmark import peer_transformers
+
+        peer_transformers.check_installed()
+    else:
+        from tpuinfer.benchmark import peer_llama_cpp
+
+        peer_llama_cpp.check_installed()
+
+
 def make(
     against: Against,
     plan: Plan,
@@ -80,7 +96,7 @@ def make(
     cache_dir: Path | None,
     progress: Progress,
 ) -> Peer:
-    """The peer, loaded; its libraries are imported here and not before.
+    """The peer, loaded.
 
     Args:
       model: what the plan was made from. hf_config, params: of ours.
@@ -95,7 +111,6 @@ def make(
         return peer_transformers.Peer(hf_config, params, plan.dtype)
     from tpuinfer.benchmark import peer_llama_cpp, requantised
 
-    peer_llama_cpp.check_installed()
     assert plan.path is not None
     return peer_llama_cpp.Peer(
         requantised.file_of(model, plan.path, against.weights, cache_dir, progress),

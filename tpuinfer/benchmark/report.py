@@ -9,6 +9,7 @@ from tpuinfer.benchmark.rounds import Outcome, spread
 
 _COLUMNS = ("figure", "unit", "median", "p10", "p90", "tok/s", "bound", "by", "of bound")
 _PEER_COLUMNS = ("peer", "ratio", "p10", "p90")
+_MEMORY_COLUMNS = ("weights MB", "kv MB")
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,12 @@ class Row:
       case: the numbers that tell this row from the others of its report.
       median, p10, p90: over all samples, in `unit`.
       tokens_per_second: at the median.
-      bound: the least that it can be, or what it should be, in `unit`. bound_by: "memory",
-        "matmul", or "goal".
+      bound: the least that it can be, or what it should be, in `unit`; None where that is not
+        known. bound_by: "memory", "matmul", or "goal"; empty without a bound.
       fraction: bound / median: how much of what is possible is reached.
       peer: a peer's median, in `unit`.
       ratio, ratio_p10, ratio_p90: how many times faster than the peer, over the rounds.
+      weight_bytes, kv_bytes: what weights and caches take, where rows differ in that.
     """
 
     figure: str
@@ -34,13 +36,15 @@ class Row:
     p10: float
     p90: float
     tokens_per_second: float
-    bound: float
+    bound: float | None
     bound_by: str
-    fraction: float
+    fraction: float | None
     peer: float | None = None
     ratio: float | None = None
     ratio_p10: float | None = None
     ratio_p90: float | None = None
+    weight_bytes: int | None = None
+    kv_bytes: int | None = None
 
 
 def row(
@@ -49,13 +53,15 @@ def row(
     outcome: Outcome,
     *,
     tokens: float,
-    bound: float,
+    bound: float | None,
     bound_by: str,
+    memory: tuple[int | None, int | None] = (None, None),
 ) -> Row:
     """The row of an outcome in milliseconds.
 
     Args:
       tokens: how many one sample makes or reads. bound: milliseconds.
+      memory: bytes of weights, and of caches.
     """
     ours = spread(outcome.ours)
     peers = spread(outcome.theirs) if outcome.theirs else None
@@ -70,11 +76,13 @@ def row(
         tokens_per_second=1e3 * tokens / ours.median,
         bound=bound,
         bound_by=bound_by,
-        fraction=bound / ours.median,
+        fraction=None if bound is None else bound / ours.median,
         peer=peers.median if peers else None,
         ratio=ratios.median if ratios else None,
         ratio_p10=ratios.p10 if ratios else None,
         ratio_p90=ratios.p90 if ratios else None,
+        weight_bytes=memory[0],
+        kv_bytes=memory[1],
     )
 
 
@@ -118,13 +126,20 @@ def render(report: Report) -> str:
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-    against = any(one.peer is not None for one in rows)
-    cells = [(*_COLUMNS, *(_PEER_COLUMNS if against else ()))]
+    against = any(one.ratio is not None for one in rows)
+    memory = any(one.weight_bytes is not None for one in rows)
+    head = (*_COLUMNS, *(_PEER_COLUMNS if against else ()), *(_MEMORY_COLUMNS if memory else ()))
+    cells = [head]
     for one in rows:
         ours = (one.median, one.p10, one.p90, one.tokens_per_second, one.bound)
-        line = (one.figure, one.unit, *map(number, ours), one.bound_by, f"{one.fraction:.2f}")
-        peers = (one.peer, one.ratio, one.ratio_p10, one.ratio_p90)
-        cells.append((*line, *(map(number, peers) if against else ())))
+        fraction = "-" if one.fraction is None else f"{one.fraction:.2f}"
+        line = [one.figure, one.unit, *map(number, ours), one.bound_by or "-", fraction]
+        if against:
+            line += map(number, (one.peer, one.ratio, one.ratio_p10, one.ratio_p90))
+        if memory:
+            sizes = (one.weight_bytes, one.kv_bytes)
+            line += [number(None if size is None else size / 1e6) for size in sizes]
+        cells.append(tuple(line))
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 

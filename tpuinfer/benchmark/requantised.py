@@ -6,6 +6,7 @@ Metadata and names stay those of the source, so what its conversion did to rows 
 import math
 import re
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -111,21 +112,20 @@ def _kind(tensor: GgufTensor, weights: str) -> Any:
 def _write(
     file: Path, model: GgufFile, kinds: Mapping[str, Any], weights: str, progress: Progress
 ) -> None:
-    writer = gguf.GGUFWriter(file, model.metadata["general.architecture"])
-    _copy_keys(model.path, writer)
-    writer.add_file_type(_FILE_TYPES[weights])
-    for name, tensor in model.tensors.items():
-        shape = quant_shape_to_byte_shape(tensor.shape, kinds[name])
-        writer.add_tensor_info(name, shape, np.dtype(np.uint8), math.prod(shape), kinds[name])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
     total, done = sum(tensor.nbytes for tensor in model.tensors.values()), 0
-    for name, tensor in model.tensors.items():
-        writer.write_tensor_data(_bytes(tensor, kinds[name]))
-        done += tensor.nbytes
-        progress(f"requantise to {weights}", done, total)
-    writer.close()
+    with closing(gguf.GGUFWriter(file, model.metadata["general.architecture"])) as writer:
+        _copy_keys(model.path, writer)
+        writer.add_file_type(_FILE_TYPES[weights])
+        for name, tensor in model.tensors.items():
+            shape = quant_shape_to_byte_shape(tensor.shape, kinds[name])
+            writer.add_tensor_info(name, shape, np.dtype(np.uint8), math.prod(shape), kinds[name])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in model.tensors.items():
+            writer.write_tensor_data(_bytes(tensor, kinds[name]))
+            done += tensor.nbytes
+            progress(f"requantise to {weights}", done, total)
 
 
 def _copy_keys(source: Path, writer: Any) -> None:

@@ -49,25 +49,37 @@ def quantile(ordered: Sequence[float], part: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
-def alternate(ours: Round, theirs: Round | None, rounds: int) -> Outcome:
-    """Run both `rounds` times in turn, after one round each that does not count.
+def in_turn(runs: Sequence[Round], rounds: int) -> list[list[Sequence[float]]]:
+    """Run all `rounds` times in turn, after one round each that does not count.
 
-    Who goes first changes from round to round, for the machine may get slower meanwhile.
+    The order is turned round from round to round, for the machine may get slower meanwhile.
+
+    Returns:
+      For each of `runs`, the samples of each round.
     """
-    ours()
-    if theirs is None:
-        return Outcome(tuple(sample for _ in range(rounds) for sample in ours()))
-    theirs()
-    mine: list[float] = []
-    peers: list[float] = []
-    ratios: list[float] = []
+    for run in runs:
+        run()
+    samples: list[list[Sequence[float]]] = [[] for _ in runs]
     for index in range(rounds):
-        if index % 2:
-            second, first = theirs(), ours()
-        else:
-            first = ours()
-            second = theirs()
-        mine += first
-        peers += second
-        ratios.append(statistics.median(second) / statistics.median(first))
-    return Outcome(tuple(mine), tuple(peers), tuple(ratios))
+        order = list(zip(samples, runs, strict=True))
+        for mine, run in reversed(order) if index % 2 else order:
+            mine.append(run())
+    return samples
+
+
+def outcome(
+    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]] | None = None
+) -> Outcome:
+    """What the samples of each round say; both lists are as long."""
+    mine = tuple(sample for one in ours for sample in one)
+    if theirs is None:
+        return Outcome(mine)
+    peers = tuple(sample for one in theirs for sample in one)
+    pairs = zip(ours, theirs, strict=True)
+    ratios = (statistics.median(other) / statistics.median(own) for own, other in pairs)
+    return Outcome(mine, peers, tuple(ratios))
+
+
+def alternate(ours: Round, theirs: Round | None, rounds: int) -> Outcome:
+    """The outcome of `in_turn` for us and a peer, or for us alone."""
+    return outcome(*in_turn([ours] if theirs is None else [ours, theirs], rounds))

@@ -1,6 +1,8 @@
 """What is measured: a model on a mesh, its programs compiled, its weights read or made up."""
 
+import os
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,7 +26,8 @@ from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import ModelConfig
 from tpuinfer.models import registry, sizes
-from tpuinfer.models.blueprint import abstract_params
+from tpuinfer.quant.qarray import bytes_of
+from tpuinfer.quant.schemes import NONE, PUBLISHED
 from tpuinfer.sharding.rules import load_rules
 
 
@@ -34,6 +37,7 @@ class Subject:
 
     Attributes:
       weight_bytes: of all parameters as they are kept, copies on other devices left out.
+      load: the machine's load average before anything here ran: what others did meanwhile.
       peer: another implementation on the same weights, if one was asked for.
     """
 
@@ -43,6 +47,7 @@ class Subject:
     machine: Machine
     cost: ModelCost
     weight_bytes: int
+    load: float
     peer: Peer | None
 
     @property
@@ -50,6 +55,17 @@ class Subject:
         """Keys and values of all slots, full or not, over all devices, copies counted."""
         rings = (share.bytes for share in footprint.shares(self.plan) if share.kind == "rings")
         return sum(rings) * self.plan.layout.mesh.size
+
+    @property
+    def weights(self) -> str:
+        """The schemes of its quantised weights and how many each has, such as "int8 (211)"."""
+        counted = Counter(map(str, self.plan.schemes.values())).most_common()
+        return ", ".join(f"{scheme} ({count})" for scheme, count in counted) or NONE
+
+    @property
+    def ring(self) -> str:
+        """The dtype that rings keep keys and values in."""
+        return self.plan.rings[0][0].dtype
 
     def describe_machine(self) -> dict[str, Any]:
         """Devices, software and measured limits, for a report."""
@@ -60,6 +76,7 @@ class Subject:
             "devices": devices.size,
             "jax": metadata.version("jax"),
             "python": platform.python_version(),
+            "load_before": self.load,
             "read_gb_per_second": self.machine.bandwidth / 1e9,
             "matmul_gflop_per_second": self.machine.matmul / 1e9,
         }
@@ -69,6 +86,8 @@ class Subject:
         return {
             "name": self.name,
             "dtype": self.plan.dtype,
+            "weights": self.weights,
+            "ring": self.ring,
             "weight_bytes_read": self.cost.read_bytes,
             "weight_bytes": self.weight_bytes,
             "kv_bytes": self.kv_bytes,
@@ -95,7 +114,10 @@ def prepare(
     Raises:
       TpuinferError: one line that names what is wrong.
     """
-    wanted = peers.parse(against, random_weights) if against else None
+    load, wanted = os.getloadavg()[0], None
+    if against:
+        wanted = peers.parse(against, random_weights)
+        peers.check_installed(wanted)
     plan, hf_config = _plan(chosen, random_weights, cache_dir, progress)
     mesh = plan.layout.mesh
     if against and mesh.devices.flat[0].platform != "cpu":
@@ -103,11 +125,8 @@ def prepare(
             f"against is {against!r}, which runs on the CPU, and the devices here are "
             f"{mesh.devices.flat[0].device_kind}: leave it out"
         )
-    shapes = abstract_params(registry.build(plan.config), plan.layout, plan.dtype)
-    if plan.path is None:
-        params = random_params(shapes, seed)
-    else:
-        params = checkpoint_load.load_params(plan.path, shapes)
+    shapes = build.abstract_weights(plan)
+    params = random_params(shapes, seed) if plan.path is None else build.load_params(plan)
     peer = None
     if wanted is not None:
         peer = peers.make(
@@ -125,7 +144,8 @@ def prepare(
         build.start(plan, params, cache_dir=cache_dir, progress=progress),
         limits.measure(mesh, plan.dtype),
         model_cost(plan.config, shapes, ring_bytes(plan)),
-        sum(array.nbytes for array in jax.tree.leaves(params)),
+        sum(bytes_of(part.shape, part.dtype) for part in jax.tree.leaves(params)),
+        load,
         peer,
     )
 
@@ -147,18 +167,26 @@ def _plan(
     chosen: Settings, random_weights: str | None, cache_dir: Path | None, progress: Progress
 ) -> tuple[build.Plan, Mapping[str, Any]]:
     """The plan, and the config.json it follows from."""
-    engine, mesh, dtype = chosen.engine(), chosen.mesh, chosen.dtype
+    engine, mesh, dtype, weights = chosen.engine(), chosen.mesh, chosen.dtype, chosen.weights
     if random_weights:
+        if weights == PUBLISHED:
+            raise ConfigError(
+                f"weights is {weights!r}, and random weights never were: nearest: none"
+            )
         hf_config = sizes.find(random_weights)
         config = registry.read_config(hf_config)
         assert isinstance(config, ModelConfig), "sizes.toml holds decoders"
         rules = load_rules(chosen.rules) if chosen.rules else None
-        return build.plan_of(config, mesh=mesh, rules=rules, dtype=dtype, engine=engine), hf_config
+        plan = build.plan_of(
+            config, mesh=mesh, rules=rules, dtype=dtype, weights=weights, engine=engine
+        )
+        return plan, hf_config
     plan = build.make_plan(
         chosen.model,
         mesh=mesh,
         rules=chosen.rules,
         dtype=dtype,
+        weights=weights,
         engine=engine,
         cache_dir=cache_dir,
         progress=progress,
