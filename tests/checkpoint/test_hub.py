@@ -204,11 +204,11 @@ def test_nothing_but_config_is_taken_of_an_unknown_model(fake: FakeHub) -> None:
 
 
 def test_a_text_model_quantised_within_its_config_is_refused_unseen(fake: FakeHub) -> None:
-    text = {**tiny_hf.CONFIG, "quantization_config": {"quant_method": "gptq"}}
+    text = {**tiny_hf.CONFIG, "quantization_config": {"quant_method": "hqq"}}
     config = {"model_type": "gemma3", "text_config": {**text, "model_type": "gemma3_text"}}
     config["text_config"] |= {"hidden_activation": "gelu_pytorch_tanh", "sliding_window": 8}
     (fake.files / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="quantised by 'gptq'"):
+    with pytest.raises(CheckpointError, match="quantised by 'hqq'"):
         resolve(NAME, cache_dir="cache")
     assert [call for call, _ in fake.asked] == ["info", "file"]
 

@@ -299,6 +299,27 @@ def test_mxfp4_as_gpt_oss_publishes_it() -> None:
     assert check(PUBLISHED["openai/gpt-oss-20b"]["config"], tensors) == shapes.keys()
 
 
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_four_bits_as_qwen_publishes_them(method: str) -> None:
+    """Linear maps of the layers but not the head, in groups of 128; biases stay as they are."""
+    found = {"quant_method": method, "bits": 4, "group_size": 128}
+    config = PUBLISHED["Qwen/Qwen2.5-0.5B-Instruct"]["config"] | {"quantization_config": found}
+    shapes = qwen25()
+    stated: Shapes = {}
+    for name, shape in shapes.items():
+        if not name.endswith("_proj.weight"):
+            stated[name] = shape
+            continue
+        rows, columns = shape
+        words = (columns, rows // 8) if method == "awq" else (columns // 8, rows)
+        module = name.removesuffix("weight")
+        stated |= {f"{module}qweight": words, f"{module}qzeros": (-(-columns // 128), rows // 8)}
+        stated |= {f"{module}scales": (-(-columns // 128), rows)}
+        stated |= {f"{module}g_idx": (columns,)} if method == "gptq" else {}
+    kinds = dict.fromkeys(("qweight", "qzeros", "g_idx"), "I32") | {"scales": "F16"}
+    assert check(config, stored(stated, **kinds)) == shapes.keys()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -152,9 +152,9 @@ def test_layers_beyond_the_tensors_are_refused_before_they_are_built(
     [
         ({"model_type": "lama"}, ConfigError, "'lama', which is not supported; nearest: llama"),
         (
-            {"quantization_config": {"quant_method": "gptq"}},
+            {"quantization_config": {"quant_method": "hqq"}},
             CheckpointError,
-            "quantised by 'gptq'",
+            "quantised by 'hqq'",
         ),
     ],
 )

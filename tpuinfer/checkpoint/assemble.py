@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpuinfer.checkpoint import layout
-from tpuinfer.checkpoint.published import Tensor
+from tpuinfer.checkpoint.coded import Tensor
 from tpuinfer.models.names import Names, Part
 
 PIECE_BYTES = 2**24

@@ -1,114 +1,77 @@
-"""Tensors as a checkpoint means them: block-scaled FP8 and MXFP4 come back as plain values.
+"""Tensors as a Hugging Face checkpoint means them: what is quantised comes back as plain values.
 
-FP8: `X.weight` in float8_e4m3 and `X.weight_scale_inv`, one factor for each block of rows and
-columns (as DeepSeek-V3 publishes, arXiv:2412.19437).
-MXFP4: `X_blocks` [E, R, C/32, 16], two E2M1 values a byte, the first in the low half, and
-`X_scales` [E, R, C/32], powers of two (OCP Microscaling Formats specification, version 1.0); X is
-[E, C, R].
+Which methods are read, and how each lies in the files, is in the modules that METHODS names.
+
+Weights are all that is taken of them. Scales that are stored for activations or for the KV cache
+are left out, which one line in the log says: activations are then as exact as they come, and how
+the cache is kept is the engine's choice (`--ring`).
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
+from tpuinfer.checkpoint import (
+    layout,
+    published_compressed,
+    published_fp8,
+    published_gptq,
+    published_mxfp4,
+)
+from tpuinfer.checkpoint.coded import Coded, Held, Made, MisfitError, Stored, Tensor
 from tpuinfer.checkpoint.safetensors import StoredTensor
 from tpuinfer.errors import CheckpointError
 
+_log = logging.getLogger(__name__)
+
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
-_SCALE_OF_FP8 = "_scale_inv"
-_FP8 = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
-_NAN_SCALE = 255
-_SCALE_BIAS = 127
+KEYS = ("quantization_config", "compression_config")
+"""Entries of a config.json that say how its weights are quantised."""
 
-_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-"""Values of the sixteen codes: a sign, two bits of exponent, one of mantissa."""
-
-
-class Tensor(Protocol):
-    """A published tensor that is read piece by piece."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Elements [start:stop] of the first dimension."""
-        ...
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+}
+_READ = (
+    "fp8 (a scale for blocks, rows or tensors), mxfp4, compressed-tensors (int-quantized, "
+    "naive-quantized, float-quantized and pack-quantized, of 4 and 8 bits), awq (gemm, 4 bits), "
+    "gptq (4 and 8 bits), and weights that are not quantised"
+)
+_BESIDE = (
+    *("input_scale", "input_zero_point", "activation_scale", "output_scale", "output_zero_point"),
+    *("k_scale", "v_scale", "q_scale", "kv_scale", "k_zero_point", "v_zero_point"),
+)
+"""Last parts of names of what is stored for activations and for the KV cache."""
 
 
-@dataclass(frozen=True)
-class BlockScaled:
-    """An FP8 matrix [N, K] with a factor for each block of it.
+class Method(NamedTuple):
+    """One way of quantising.
 
     Attributes:
-      scales: [ceil(N / block[0]), ceil(K / block[1])].
-      dtype: what values are rounded to, once.
+      refusal: quantization_config -> what of it is not read; None = all is.
+      made: a stored tensor's name -> the weight that it begins; None = it begins none.
     """
 
-    weight: Tensor
-    scales: Tensor
-    block: tuple[int, int]
-    dtype: np.dtype[Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.weight.shape
-
-    def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Values [stop - start, K]."""
-        high, wide = self.block
-        first = start // high
-        scales = self.scales.rows(first, -(-stop // high)).astype(np.float32)
-        by_row = scales[np.arange(start, stop) // high - first]
-        factors = np.repeat(by_row, wide, axis=1)[:, : self.shape[1]]
-        values = self.weight.rows(start, stop).astype(np.float32)
-        np.multiply(values, factors, out=values)
-        return values.astype(self.dtype)
+    refusal: Callable[[Mapping[str, Any]], str | None]
+    made: Callable[[str, Stored], Made | None]
 
 
-@dataclass(frozen=True)
-class Microscaled:
-    """MXFP4 values [E, C, R], of blocks [E, R, C/32, 16] and scales [E, R, C/32]."""
+METHODS = {
+    "fp8": Method(published_fp8.refusal, published_fp8.made),
+    "mxfp4": Method(published_mxfp4.refusal, published_mxfp4.made),
+    "compressed-tensors": Method(published_compressed.refusal, published_compressed.made),
+    "awq": Method(published_gptq.refusal_awq, published_gptq.made_awq),
+    "gptq": Method(published_gptq.refusal_gptq, published_gptq.made_gptq),
+}
+"""By quant_method."""
 
-    blocks: StoredTensor
-    scales: StoredTensor
-    dtype: np.dtype[Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        experts, rows, groups, size = self.blocks.shape
-        return experts, 2 * groups * size, rows
-
-    def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Values of experts [start:stop], [stop - start, C, R].
-
-        Raises:
-          CheckpointError: a scale is not a number.
-        """
-        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        for expert in range(start, stop):
-            codes = self.blocks.rows(expert, expert + 1)[0]
-            scales = self.scales.rows(expert, expert + 1)[0]
-            if (scales == _NAN_SCALE).any():
-                raise CheckpointError(
-                    f"{self.scales.path}: tensor {self.scales.name} holds a scale that is not a "
-                    f"number, of expert {expert}"
-                )
-            values = np.empty((*codes.shape[:-1], codes.shape[-1], 2), np.float32)
-            values[..., 0] = _E2M1[codes & 15]
-            values[..., 1] = _E2M1[codes >> 4]
-            exponents = scales.astype(np.int32) - _SCALE_BIAS
-            np.ldexp(values, exponents[..., None, None], out=values)
-            out[expert - start] = values.reshape(codes.shape[0], -1).T
-        return out
+_UNSAID = ("fp8", "mxfp4")
+"""Methods that the tensors themselves tell, where a config.json says nothing."""
 
 
 def check_method(path: Path, config: Mapping[str, Any]) -> None:
@@ -117,17 +80,16 @@ def check_method(path: Path, config: Mapping[str, Any]) -> None:
     Raises:
       CheckpointError: names the method and those that are read.
     """
-    found = config.get("quantization_config", config.get("compression_config"))
+    found = _stated(config)
     if found is None:
         return
-    method = found.get("quant_method") if isinstance(found, dict) else found
-    if method == "mxfp4" or (method == "fp8" and _block(found) is not None):
-        return
-    what = "fp8 without weight_block_size" if method == "fp8" else repr(method)
-    raise CheckpointError(
-        f"{path}: config.json says the weights are quantised by {what}; read are fp8 with "
-        "weight_block_size, mxfp4, and weights that are not quantised"
-    )
+    name = found.get("quant_method") if isinstance(found, dict) else found
+    method = METHODS.get(name) if isinstance(name, str) and isinstance(found, dict) else None
+    what = repr(name)[:60] if method is None else method.refusal(found)
+    if what is not None:
+        raise CheckpointError(
+            f"{path}: config.json says the weights are quantised by {what}; read are {_READ}"
+        )
 
 
 def logical(
@@ -135,68 +97,68 @@ def logical(
 ) -> dict[str, Tensor]:
     """The tensors that a checkpoint means, by name, those stored in parts put together.
 
+    Reads no more than the shapes of packed weights.
+
+    Args:
+      config: one that `check_method` does not refuse.
+
     Raises:
-      CheckpointError: scales are missing or do not fit their values.
+      CheckpointError: scales are missing or do not fit their values; all such in one message.
     """
-    found = config.get("quantization_config") or {}
+    found = _stated(config) or {}
     stated = config.get("dtype", config.get("torch_dtype"))
-    dtype = np.dtype(np.float32) if stated == "float32" else BFLOAT16
+    dtype = _DTYPES.get(stated, BFLOAT16) if isinstance(stated, str) else BFLOAT16
+    stored = Stored(dict(tensors), found, dtype, Held())
+    names = (found["quant_method"],) if found else _UNSAID
     out: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if name.endswith("_blocks") and f"{name.removesuffix('_blocks')}_scales" in tensors:
-            base = name.removesuffix("_blocks")
-            out[base] = _microscaled(tensor, tensors[f"{base}_scales"], dtype)
-        elif tensor.dtype in _FP8:
-            out[name] = _block_scaled(tensor, tensors.get(name + _SCALE_OF_FP8), found, dtype)
-        elif not _is_scale(name, tensors):
-            out[name] = tensor
-    return out
-
-
-def _is_scale(name: str, tensors: Mapping[str, StoredTensor]) -> bool:
-    """Whether a tensor is what another one is scaled by."""
-    if name.endswith("_scales"):
-        return f"{name.removesuffix('_scales')}_blocks" in tensors
-    scaled = tensors.get(name.removesuffix(_SCALE_OF_FP8))
-    return name.endswith(_SCALE_OF_FP8) and scaled is not None and scaled.dtype in _FP8
-
-
-def _microscaled(blocks: StoredTensor, scales: StoredTensor, dtype: np.dtype[Any]) -> Microscaled:
-    fits = len(blocks.shape) == 4 and blocks.shape == (*scales.shape, 16)
-    if not fits or {blocks.dtype, scales.dtype} != {np.dtype(np.uint8)}:
-        raise CheckpointError(
-            f"{blocks.path}: {blocks.name} {list(blocks.shape)} and {scales.name} "
-            f"{list(scales.shape)} are no MXFP4 blocks [E, R, C/32, 16] and scales [E, R, C/32]"
+    used: set[str] = set()
+    problems = []
+    for name in tensors:
+        try:
+            made = next(filter(None, (METHODS[one].made(name, stored) for one in names)), None)
+        except MisfitError as misfit:
+            problems.append(str(misfit))
+            continue
+        if made is not None:
+            out[made.name] = made.tensor
+            used |= {*made.used}
+    layout.raise_all(path, problems)
+    beside = {name for name in tensors if found and name.rpartition(".")[2] in _BESIDE}
+    if beside:
+        _log.info(
+            "%s: %d scales of activations or of the KV cache are not used: activations are not "
+            "rounded by them, and --ring says how the cache is kept",
+            path.name,
+            len(beside),
         )
-    return Microscaled(blocks, scales, dtype)
+    plain = {name: one for name, one in tensors.items() if name not in used | beside}
+    return {**plain, **out}
 
 
-def _block_scaled(
-    weight: StoredTensor, scales: StoredTensor | None, found: Any, dtype: np.dtype[Any]
-) -> BlockScaled:
-    block = _block(found)
-    if scales is None or block is None:
-        raise CheckpointError(
-            f"{weight.path}: {weight.name} is FP8, which needs {weight.name}{_SCALE_OF_FP8} and "
-            "weight_block_size in config.json's quantization_config"
-        )
-    wanted = tuple(_ceil_divided(weight.shape, block))
-    if len(weight.shape) != 2 or scales.shape != wanted or scales.dtype.kind not in "fV":
-        raise CheckpointError(
-            f"{weight.path}: {scales.name} {list(scales.shape)} does not fit {weight.name} "
-            f"{list(weight.shape)} in blocks of {list(block)}: it must be {list(wanted)}"
-        )
-    return BlockScaled(weight, scales, block, dtype)
+def without_empty_biases(
+    path: Path, tensors: Mapping[str, Tensor], wanted: Container[str]
+) -> dict[str, Tensor]:
+    """The tensors without biases of quantised modules that the model lacks, if they are all zero.
+
+    Early tools for GPTQ gave every module a bias. One that is not zero is left for
+    `assemble.check` to refuse.
+
+    Args:
+      wanted: names of the model's tensors.
+    """
+    empty = [
+        name
+        for name, tensor in tensors.items()
+        if name.endswith(".bias")
+        and name not in wanted
+        and isinstance(tensors.get(name.removesuffix("bias") + "weight"), Coded)
+        and not tensor.rows(0, tensor.shape[0]).any()
+    ]
+    if empty:
+        _log.info("%s: %d biases that are all zero are left out", path.name, len(empty))
+    return {name: tensor for name, tensor in tensors.items() if name not in empty}
 
 
-def _ceil_divided(shape: tuple[int, ...], block: tuple[int, int]) -> Iterator[int]:
-    return (-(-size // part) for size, part in zip(shape, block, strict=False))
-
-
-def _block(found: Any) -> tuple[int, int] | None:
-    """weight_block_size, where it is two sizes."""
-    sizes = found.get("weight_block_size") if isinstance(found, dict) else None
-    if not isinstance(sizes, list) or len(sizes) != 2:
-        return None
-    high, wide = sizes
-    return (high, wide) if type(high) is type(wide) is int and min(sizes) > 0 else None
+def _stated(config: Mapping[str, Any]) -> Any:
+    """What config.json says of how its weights are quantised; None = nothing."""
+    return next((config[key] for key in KEYS if config.get(key) is not None), None)

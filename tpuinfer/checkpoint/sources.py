@@ -26,11 +26,13 @@ from tpuinfer.checkpoint import (
     gguf_split,
     layout,
     published,
+    published_codes,
     safetensors,
     staging,
     tied,
     wrapped,
 )
+from tpuinfer.checkpoint.coded import Tensor
 from tpuinfer.checkpoint.paths import changed_at, is_own, size_of
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.errors import CheckpointError, ConfigError
@@ -38,7 +40,7 @@ from tpuinfer.model_config import AnyConfig
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import weights
 from tpuinfer.models.names import Names
-from tpuinfer.quant.qarray import QArray, dequantise
+from tpuinfer.quant.qarray import QArray
 from tpuinfer.quant.schemes import Scheme
 
 _log = logging.getLogger(__name__)
@@ -160,8 +162,14 @@ def _open_gguf(path: Path, dtype: str, progress: Progress, sha256: str | None) -
     if sha256 is None:
         parts_ = gguf_split.files_of(path)
         sha256 = gguf_split.joined([staging.sha256_of(one, "read", progress) for one in parts_])
-    nearest = gguf_kinds.nearest(file.tensors, parts, weights(registry.build(config)))
-    codes = {name: Codes(scheme) for name, scheme in nearest.items()}
+    able = weights(registry.build(config))
+    codes = {
+        name: Codes(
+            scheme,
+            functools.partial(gguf_kinds.read, file.tensors, parts[name], able[name], scheme),
+        )
+        for name, scheme in gguf_kinds.nearest(file.tensors, parts, able).items()
+    }
     return Source("gguf", path.name, sha256, dtype, described.config, texts, params, codes)
 
 
@@ -182,19 +190,23 @@ def _open_hugging_face(path: Path, dtype: str, sha256: str | None) -> Source:
         )
     parts = family.hf_names(config)
     tensors = tied.without_head(path, published.logical(path, found, stored), parts)
+    wanted = {part.tensor for own in parts.values() for part in own}
+    tensors = published.without_empty_biases(path, tensors, wanted)
     assemble.check(path, tensors, parts, family.ignored)
     params = _params(config, tensors, parts, dtype)
     texts = _texts(path)
     sha256 = sha256 or _fingerprint(stored, texts)
-    if "quantization_config" in found:
-        found = {key: value for key, value in found.items() if key != "quantization_config"}
+    if any(key in found for key in published.KEYS):
+        found = {key: value for key, value in found.items() if key not in published.KEYS}
     if found is not whole:
         texts[layout.CONFIG] = layout.json_bytes(found)
-    return Source("safetensors", path.name, sha256, dtype, found, texts, params)
+    kept = published_codes.codes(tensors, parts, weights(registry.build(config)))
+    codes = {name: Codes(*one) for name, one in kept.items()}
+    return Source("safetensors", path.name, sha256, dtype, found, texts, params, codes)
 
 
 def _params(
-    config: AnyConfig, tensors: Mapping[str, published.Tensor], parts: Names, dtype: str
+    config: AnyConfig, tensors: Mapping[str, Tensor], parts: Names, dtype: str
 ) -> dict[str, Param]:
     """Every parameter of a model, out of published tensors."""
     params = {}
@@ -249,7 +261,9 @@ def _widened(
     coded: Callable[[], QArray], shape: tuple[int, ...], kind: np.dtype[Any]
 ) -> NDArray[Any]:
     """The values that codes stand for."""
-    return np.asarray(dequantise(coded())).reshape(shape).astype(kind)
+    from tpuinfer.checkpoint import quantised
+
+    return quantised.widened_on_host(coded(), shape, kind)
 
 
 def _texts(path: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tpuinfer.checkpoint.published import Tensor
+from tpuinfer.checkpoint.coded import Tensor
 from tpuinfer.errors import CheckpointError
 from tpuinfer.models.names import Names
 
