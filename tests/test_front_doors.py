@@ -242,6 +242,21 @@ def test_a_checkpoint_goes_out_and_comes_back(checkpoint, model, answers, tmp_pa
     assert json.loads(said.out)["outputs"] == answers[0]["outputs"]
 
 
+def test_a_checkpoint_is_quantised_and_serves(checkpoint, model, tmp_path):
+    kept = tmp_path / "int8"
+    convert = ("convert", "--model", str(checkpoint), "--output", str(kept))
+    made = doors.run(*convert, "--weights", "int8", "--verify")
+    assert (made.code, made.out) == (0, "")
+    assert made.err == f"{kept}: {checkpoint}, bfloat16, 15 as int8\n"
+    said = doors.run("generate", *model, "--model", str(kept), "--prompt", "hello", "--json")
+    assert (said.code, said.err) == (0, "")
+    assert json.loads(said.out)["outputs"][0]["token_ids"]
+    refused(doors.run(*convert, "--weights", "fp8"), 4, "already holds", "15 as int8")
+    refused(doors.run(*convert, "--weights", "int8", "--to", "hf"), 2, "--to hf", "--to orbax")
+    refused(doors.run(*convert, "--weights", "int7"), 2, "scheme 'int7'", "nearest: int")
+    refused(doors.run(*convert, "--ring", "int8"), 2, "--ring")
+
+
 def test_the_list_holds_every_family_and_model():
     result = doors.run("convert", "--list")
     assert (result.code, result.err) == (0, "")

@@ -48,6 +48,34 @@ def write_model(path: Path, *, vocab: int, embed: int, mlp: int, layers: int) ->
     return at
 
 
+def load(path: Path, weights: str) -> None:
+    """Read a checkpoint's weights onto one device; "auto" is as they are stored."""
+    from tpuinfer.checkpoint import load as room
+
+    abstract = _abstract(path, weights)
+    assert room.load_params(path, abstract).keys() == abstract.keys()
+
+
+def bytes_of(path: Path, weights: str) -> int:
+    """What they take there."""
+    from tpuinfer.quant.qarray import QArray, bytes_of
+
+    return sum(
+        one.nbytes if isinstance(one, QArray) else bytes_of(one.shape, one.dtype)
+        for one in _abstract(path, weights).values()
+    )
+
+
+def _abstract(path: Path, weights: str) -> dict[str, Any]:
+    from tpuinfer.checkpoint import load as room
+    from tpuinfer.engine.build import abstract_weights, plan_of
+    from tpuinfer.models import registry
+
+    config = registry.read_config(room.read_config(path))
+    wanted = room.stored_schemes(path) if weights == "auto" else weights
+    return abstract_weights(plan_of(config, dtype="bfloat16", weights=wanted))
+
+
 def peak_of(work: Callable[..., Any], *arguments: Any) -> int:
     """Bytes of memory that `work` takes at most, beyond what a process has that imported it all."""
     context = multiprocessing.get_context("spawn")
@@ -67,7 +95,10 @@ def _measure(sender: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) 
     from tpuinfer.checkpoint import orbax_store
 
     jax.device_put(np.zeros(4), jax.local_devices(backend="cpu")[0]).block_until_ready()
+    import tpuinfer.engine.build
+
     assert orbax_store.save
+    assert tpuinfer.engine.build.load
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     base = _high_water()
     work(*arguments)

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSha
 from tpuinfer.checkpoint import catalogue, layout, staging
 from tpuinfer.checkpoint import load as room
 from tpuinfer.checkpoint.catalogue import Entry
-from tpuinfer.checkpoint.load import load_params, read_config, resolve
+from tpuinfer.checkpoint.load import load_params, read_config, resolve, stored_schemes
 from tpuinfer.checkpoint.sources import open_source
 from tpuinfer.errors import CheckpointError
 
@@ -42,6 +42,21 @@ def test_a_gguf_file_is_converted_once_per_dtype(llama_file: Path, tmp_path: Pat
     exact = resolve(llama_file, dtype="float32", cache_dir=cache)
     assert exact != auto
     assert layout.read_manifest(exact).dtype == "float32"
+
+
+def test_a_gguf_file_is_kept_as_published_beside_what_it_is_worth(
+    llama_file: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    plain = resolve(llama_file, cache_dir=cache)
+    kept = resolve(llama_file, published=True, cache_dir=cache)
+    assert kept != plain
+    assert stored_schemes(plain) == {}
+    assert {name: str(scheme) for name, scheme in stored_schemes(kept).items()} == {
+        "embed_tokens.weight": "int8:32"
+    }
+    assert resolve(llama_file, published=True, cache_dir=cache) == kept
+    assert resolve(kept, cache_dir=cache) == kept
 
 
 def test_a_changed_file_is_converted_anew(llama_file: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A model of any kind -> a checkpoint directory, tensor by tensor."""
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,9 @@ from tpuinfer.checkpoint.sources import Codes, Source, open_source
 from tpuinfer.errors import CheckpointError, ConfigError
 from tpuinfer.model_config import EncoderConfig
 from tpuinfer.models import blueprint, registry
-from tpuinfer.quant.schemes import AUTO, NONE, PUBLISHED, Schemes
+from tpuinfer.quant.fit import same_codes
+from tpuinfer.quant.qarray import QArray
+from tpuinfer.quant.schemes import AUTO, NONE, PUBLISHED, Scheme, Schemes
 
 _log = logging.getLogger(__name__)
 
@@ -107,18 +110,39 @@ def choose(model: Source, weights: str) -> dict[str, Codes]:
     """
     if weights == PUBLISHED or (weights == AUTO and model.own):
         return dict(model.codes)
-    if model.codes:
-        kinds = Counter(str(codes.scheme) for codes in model.codes.values())
+    chosen: dict[str, Codes] = {}
+    if weights not in (AUTO, NONE):
+        config = registry.read_config(model.config)
+        if isinstance(config, EncoderConfig):
+            raise ConfigError(
+                f"weights is {weights!r}: an encoder's are not quantised; nearest: auto"
+            )
+        table = Schemes.parse(weights).resolve(blueprint.weights(registry.build(config)))
+        chosen = {name: _codes(model, name, scheme) for name, scheme in table.items()}
+    kinds = Counter(
+        str(codes.scheme)
+        for name, codes in model.codes.items()
+        if not (model.own and name in chosen and same_codes(codes.scheme, chosen[name].scheme))
+    )
+    if kinds:
         said = ", ".join(f"{count} as {scheme}" for scheme, count in kinds.most_common())
         more = "" if model.own else "; --weights published keeps them"
         _log.info("%s: quantised weights (%s) are dequantised%s", model.name, said, more)
-    if weights in (AUTO, NONE):
-        return {}
-    config = registry.read_config(model.config)
-    if isinstance(config, EncoderConfig):
-        raise ConfigError(f"weights is {weights!r}: an encoder's are not quantised; nearest: auto")
-    table = Schemes.parse(weights).resolve(blueprint.weights(registry.build(config)))
-    return {name: Codes(scheme) for name, scheme in table.items()}
+    return chosen
+
+
+def _codes(model: Source, name: str, scheme: Scheme) -> Codes:
+    """A parameter by a scheme: out of the codes that our own checkpoint has, or out of values."""
+    stored = model.codes.get(name)
+    if not model.own or stored is None or stored.read is None:
+        return Codes(scheme)
+    return Codes(scheme, functools.partial(_again, stored.read, scheme, model.params[name].shape))
+
+
+def _again(read: Callable[[], QArray], scheme: Scheme, shape: tuple[int, ...]) -> QArray:
+    from tpuinfer.checkpoint import quantised
+
+    return quantised.again_on_host(read(), scheme, shape)
 
 
 def stream(
@@ -191,8 +215,11 @@ def _is_done(target: Path, model: Source, chosen: Mapping[str, Codes]) -> bool:
         same = (manifest.sha256, manifest.dtype) == (model.sha256, model.dtype)
         if same and kept == wanted:
             return True
+        said = [manifest.dtype]
+        said += [f"{n} as {kind}" for kind, n in Counter(map(str, kept.values())).most_common()]
         raise CheckpointError(
-            f"{target}: already holds {manifest.name} as {manifest.dtype}; choose another directory"
+            f"{target}: already holds {manifest.name} as {', '.join(said)}; choose another "
+            "directory"
         )
     check_free(target)
     return False

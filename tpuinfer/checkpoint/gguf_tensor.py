@@ -105,16 +105,33 @@ class GgufTensor:
         wanted = out.reshape(-1)[begin - skipped : end - skipped]
         return wanted.reshape(stop - start, *self.shape[1:])
 
+    def blocks(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Elements [start:stop] of the first dimension as they are stored, [n, bytes of a block].
+
+        Raises:
+          CheckpointError: the file shrank or cannot be read.
+        """
+        kind = TYPES[self.type_id]
+        inner = math.prod(self.shape[1:]) // kind.block
+        with reading(self.path) as file:
+            file.seek(self.offset + start * inner * kind.size)
+            return self._stored(file, (stop - start) * inner)
+
+    def _stored(self, file: BinaryIO, count: int) -> NDArray[np.uint8]:
+        """The next `count` blocks of the file, [count, bytes of a block]."""
+        size = TYPES[self.type_id].size
+        data = file.read(count * size)
+        if len(data) != count * size:
+            raise CheckpointError(f"{self.path}: the file ends inside tensor {self.name}")
+        return np.frombuffer(data, np.uint8).reshape(count, size)
+
     def _dequantised(self, file: BinaryIO, count: int) -> NDArray[Any]:
         """The next `count` blocks of the file."""
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
         kind = TYPES[self.type_id]
-        data = file.read(count * kind.size)
-        if len(data) != count * kind.size:
-            raise CheckpointError(f"{self.path}: the file ends inside tensor {self.name}")
-        stored = np.frombuffer(data, np.uint8).reshape(1, -1)
+        stored = self._stored(file, count).reshape(1, -1)
         with np.errstate(all="ignore"):
             values: NDArray[Any] = dequantize(stored, GGMLQuantizationType(self.type_id))
         if not np.isfinite(values).all():

@@ -8,6 +8,7 @@
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from tpuinfer.checkpoint import staging
 from tpuinfer.checkpoint.paths import check_regular, size_of
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.errors import CheckpointError, ConfigError
-from tpuinfer.quant.schemes import Scheme
+from tpuinfer.quant.schemes import NONE, Scheme
 
 FORMAT = 1
 FORMAT_QUANTISED = 2
@@ -119,11 +120,7 @@ def read_manifest(path: Path) -> Manifest:
         kind, name, sha256 = (str(source[key]) for key in ("kind", "name", "sha256"))
         files = {str(file): int(size) for file, size in data["files"].items()}
         schemes = {
-            str(name): (
-                Scheme.parse(entry["scheme"]),
-                tuple(int(size) for size in entry["shape"]),
-                int(entry["contracted"]),
-            )
+            str(name): _scheme_of(str(name), entry, params)
             for name, entry in data.get("quantised", {}).items()
         }
         return Manifest(kind, name, sha256, str(data["dtype"]), params, files, schemes)
@@ -131,6 +128,28 @@ def read_manifest(path: Path) -> Manifest:
         raise CheckpointError(
             f"{path / MANIFEST}: damaged manifest ({type(error).__name__}: {error})"
         ) from error
+
+
+def _scheme_of(
+    name: str, entry: Mapping[str, Any], params: Mapping[str, tuple[tuple[int, ...], str]]
+) -> tuple[Scheme, tuple[int, ...], int]:
+    """One entry of "quantised", as `Manifest.schemes` has it.
+
+    Raises:
+      ValueError, ConfigError: it does not fit itself, or what is stored.
+    """
+    scheme = Scheme.parse(entry["scheme"])
+    shape = tuple(int(size) for size in entry["shape"])
+    contracted = int(entry["contracted"])
+    if scheme.word == NONE or not 0 < contracted < len(shape) or min(shape) < 1:
+        raise ValueError(f"{name} cannot be {scheme} with {contracted} of {list(shape)} contracted")
+    outs = shape[:-contracted]
+    if scheme.fitted(math.prod(shape[-contracted:])) != scheme:
+        raise ValueError(f"{name} of {list(shape)} cannot be {scheme}")
+    for part in (name, f"{name}.scale", *([f"{name}.zero"] if scheme.has_zero else [])):
+        if params[part][0][: len(outs)] != outs:
+            raise ValueError(f"{part} is {list(params[part][0])}, and {name} is {list(shape)}")
+    return scheme, shape, contracted
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def load_params(path: str | os.PathLike[str], abstract: Mapping[str, Any]) -> di
 
     Every device reads only its own shards; the host holds some 128 MB beyond the arrays, or the
     largest shard if that is more. What is stored as it is and wanted quantised, or the other way
-    round, is worked on as it is read, some 256 MB at a time.
+    round, is worked on as it is read, some 128 MB at a time, or the largest if that is more.
 
     Args:
       path: a checkpoint directory.

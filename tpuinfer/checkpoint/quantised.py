@@ -5,6 +5,7 @@ zeros, X.zero; 4-bit codes are packed, two to a byte. The manifest has the schem
 stored one way and wanted another is worked on as it is read, a few parameters at a time.
 """
 
+import dataclasses
 import functools
 import logging
 import math
@@ -13,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from tpuinfer.checkpoint import layout, orbax_store
+from tpuinfer.checkpoint.by_rows import by_rows
 from tpuinfer.quant import fit
 from tpuinfer.quant.qarray import DTYPES, QArray, bytes_of, dequantise
 from tpuinfer.quant.schemes import Scheme
 
 _log = logging.getLogger(__name__)
 
-BATCH_BYTES = 256 * 2**20
+BATCH_BYTES = 128 * 2**20
 """Stored bytes of parameters that are worked on in one go."""
 
 _SCALE, _ZERO = ".scale", ".zero"
@@ -33,7 +34,7 @@ _SCALE, _ZERO = ".scale", ".zero"
 
 def stored_parts(name: str, value: QArray) -> dict[str, NDArray[Any]]:
     """A QArray of arrays in host memory, by the names that it is stored under."""
-    codes = fit.pack(jnp.asarray(value.values)) if value.kind == "int4" else value.values
+    codes = fit.pack(value.values) if value.kind == "int4" else value.values
     parts = {name: np.asarray(codes), name + _SCALE: np.asarray(value.scale)}
     return parts if value.zero is None else {**parts, name + _ZERO: np.asarray(value.zero)}
 
@@ -65,8 +66,25 @@ def abstract_parts(
 def on_host(values: NDArray[Any], scheme: Scheme, contracted: int) -> QArray:
     """A parameter in host memory as a scheme keeps it, in host memory too."""
     with jax.default_device(orbax_store.host_device()):
-        made = _quantise(jnp.asarray(values), scheme, contracted)
-        return jax.tree.map(np.asarray, made)
+        made: QArray = jax.tree.map(np.asarray, _quantise(values, scheme, contracted))
+        return made
+
+
+def again_on_host(value: QArray, scheme: Scheme, shape: tuple[int, ...]) -> QArray:
+    """What is quantised as another scheme keeps it; all of it in host memory.
+
+    Args:
+      shape: the parameter's.
+    """
+    with jax.default_device(orbax_store.host_device()):
+        made: QArray = jax.tree.map(np.asarray, _requantise(value, scheme, shape))
+        return made
+
+
+def widened_on_host(value: QArray, shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
+    """The values that codes stand for, rounded once to `kind`; all of it in host memory."""
+    with jax.default_device(orbax_store.host_device()):
+        return np.asarray(_widen(value, shape, kind))
 
 
 def load(path: Path, manifest: layout.Manifest, abstract: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,15 +99,11 @@ def load(path: Path, manifest: layout.Manifest, abstract: Mapping[str, Any]) -> 
     wanted = {part: one for name in straight for part, one in parts[name].items()}
     loaded = orbax_store.load(path, wanted, partial=True) if wanted else {}
     found = {name: _plain(name, manifest, abstract[name], loaded) for name in straight}
-    if differing := {
-        name
-        for name in made
-        if name in manifest.schemes and not _same(name, manifest, abstract[name])
-    }:
+    if otherwise := sum(not _same(name, manifest, abstract[name]) for name in manifest.schemes):
         _log.info(
             "%s: %d weights are stored quantised and wanted otherwise: read through float32",
             path.parent.name,
-            len(differing),
+            otherwise,
         )
     for names in _batches(made, parts):
         batch = {part: one for name in names for part, one in parts[name].items()}
@@ -117,64 +131,153 @@ def _reads(
                 for part, (size, kind) in stored.items()
             }
             if not _same(name, manifest, want) or scheme.kind == "int4":
-                made[name] = _maker(name, scheme, want)
+                made[name] = _maker(name, manifest, want, parts[name])
         elif isinstance(want, QArray):
             size, kind = manifest.params[name]
             cut = _spec(want, want.outs)
             whole = PartitionSpec(*cut, *(None,) * (len(size) - len(cut)))
             place = NamedSharding(_mesh(want), whole)
             parts[name] = {name: jax.ShapeDtypeStruct(size, np.dtype(kind), sharding=place)}
-            made[name] = _maker(name, None, want)
+            made[name] = _maker(name, manifest, want, parts[name])
         else:
             parts[name] = {name: want}
     return parts, made
 
 
-def _maker(name: str, scheme: Scheme | None, want: Any) -> Callable[..., Any]:
+def _maker(
+    name: str, manifest: layout.Manifest, want: Any, parts: Mapping[str, jax.ShapeDtypeStruct]
+) -> Callable[..., Any]:
     """A program from what is stored to what is wanted; parameters that are alike share it."""
+    if name in manifest.schemes:
+        stored, shape, contracted = manifest.schemes[name]
+        outs = len(shape) - contracted
+    else:
+        stored, shape, outs = None, manifest.params[name][0], want.outs
     wanted = fit.scheme_of(want) if isinstance(want, QArray) else None
-    shape = (want.outs, None) if isinstance(want, QArray) else (0, want.shape)
-    places = tuple(jax.tree.leaves(jax.tree.map(lambda one: one.sharding, want)))
-    dtype = None if isinstance(want, QArray) else want.dtype
-    run = _program(scheme, wanted, *shape, dtype, jax.tree.structure(want), places)
+    leaves, tree = jax.tree.flatten(want)
+    task = _Task(
+        stored=stored,
+        wanted=wanted,
+        dtype=None if wanted is not None else np.dtype(want.dtype),
+        outs=outs,
+        inner=shape[outs:],
+        sources=tuple((part.removeprefix(name), one.sharding) for part, one in parts.items()),
+        tree=tree,
+        places=tuple(one.sharding for one in leaves),
+    )
+    run = _program(task)
     return lambda parts: run({part.removeprefix(name): one for part, one in parts.items()})
 
 
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """What is to be made of a parameter, and where: all that its program depends on.
+
+    Attributes:
+      stored, wanted: None = it is an array of floating point; then it is wanted in `dtype`.
+      outs: dimensions that the parameter makes; inner: the sizes of the others.
+      sources: ending of a stored part's name -> where it lies. tree, places: of what is made.
+    """
+
+    stored: Scheme | None
+    wanted: Scheme | None
+    dtype: np.dtype[Any] | None
+    outs: int
+    inner: tuple[int, ...]
+    sources: tuple[tuple[str, NamedSharding], ...]
+    tree: Any
+    places: tuple[NamedSharding, ...]
+
+    def rows(self, parts: Mapping[str, jax.Array], inner: tuple[int, ...]) -> Any:
+        """What is made of some rows, in one dimension."""
+        if self.stored is None:
+            assert self.wanted is not None
+            return fit.quantise(parts[""], self.wanted, len(inner))
+        value = from_parts(self.stored, parts, "")
+        shape = (len(value.scale), *inner)
+        if self.wanted is not None:
+            return fit.requantise(value, self.wanted, shape)
+        return dequantise(value).reshape(shape).astype(self.dtype)
+
+    def cut(self) -> tuple[int, bool]:
+        """Into how many parts a row lies on devices, and whether each can do its part alone."""
+        mesh = self.places[0].mesh
+        before, after = (
+            (*place.spec, *(None,) * (self.outs + 1))[self.outs]
+            for place in (self.sources[0][1], self.places[0])
+        )
+        if before is None and after is None:
+            return 1, True
+        alone = self.wanted is None or self.wanted.group is not None
+        return mesh.shape[after or before], before == after and alone
+
+
 @functools.lru_cache(maxsize=256)
-def _program(
-    stored: Scheme | None,
-    wanted: Scheme | None,
-    outs: int,
-    shape: tuple[int, ...] | None,
-    dtype: Any,
-    tree: Any,
-    places: tuple[Any, ...],
-) -> Callable[..., Any]:
-    def make(parts: dict[str, jax.Array]) -> Any:
-        value: Any = parts[""]
-        if stored is not None:
-            value = from_parts(stored, parts, "")
-            if stored == wanted:
-                return value
-            value = dequantise(value)
-        if wanted is None:
-            return value.reshape(shape).astype(dtype)
-        return fit.quantise(value, wanted, value.ndim - outs)
+def _program(task: _Task) -> Callable[..., Any]:
+    """Each device works on its own rows, some at a time; where a row's scale is that of parts on
+    several devices, on all of them at once.
+    """
+    out = jax.tree.unflatten(task.tree, task.places)
+    pieces, alone = task.cut()
+    if not alone:
+        whole = functools.partial(_all_rows, task, task.inner)
+        return jax.jit(whole, out_shardings=out)
+    own = (task.inner[0] // pieces, *task.inner[1:])
 
-    return jax.jit(make, out_shardings=jax.tree.unflatten(tree, places))
+    def local(parts: dict[str, jax.Array]) -> Any:
+        return by_rows(lambda some: task.rows(some, own), parts, task.outs)
+
+    placed = jax.shard_map(
+        local,
+        mesh=task.places[0].mesh,
+        in_specs=({part: place.spec for part, place in task.sources},),
+        out_specs=jax.tree.unflatten(task.tree, [place.spec for place in task.places]),
+        check_vma=False,
+    )
+    return jax.jit(placed, out_shardings=out)
 
 
-_quantise = jax.jit(fit.quantise, static_argnums=(1, 2))
+def _all_rows(task: _Task, inner: tuple[int, ...], parts: dict[str, jax.Array]) -> Any:
+    lead = parts[""].shape[: task.outs]
+    flat = {part: one.reshape(-1, *one.shape[task.outs :]) for part, one in parts.items()}
+    return jax.tree.map(lambda one: one.reshape(*lead, *one.shape[1:]), task.rows(flat, inner))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _quantise(values: jax.Array, scheme: Scheme, contracted: int) -> QArray:
+    def work(rows: jax.Array) -> QArray:
+        return fit.quantise(rows, scheme, contracted)
+
+    made: QArray = by_rows(work, values, values.ndim - contracted)
+    return made
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _requantise(value: QArray, scheme: Scheme, shape: tuple[int, ...]) -> QArray:
+    def work(rows: QArray) -> QArray:
+        return fit.requantise(rows, scheme, (len(rows.scale), *shape[value.outs :]))
+
+    made: QArray = by_rows(work, value, value.outs)
+    return made
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _widen(value: QArray, shape: tuple[int, ...], kind: np.dtype[Any]) -> jax.Array:
+    made: jax.Array = by_rows(lambda rows: dequantise(rows).astype(kind), value, value.outs)
+    return made.reshape(shape)
 
 
 def _plain(name: str, manifest: layout.Manifest, want: Any, loaded: Mapping[str, jax.Array]) -> Any:
-    if name in manifest.schemes:
-        return from_parts(manifest.schemes[name][0], loaded, name)
-    return loaded[name]
+    if name not in manifest.schemes:
+        return loaded[name]
+    stored, shape, _ = manifest.schemes[name]
+    return fit.requantise(from_parts(stored, loaded, name), fit.scheme_of(want), shape)
 
 
 def _same(name: str, manifest: layout.Manifest, want: Any) -> bool:
-    return isinstance(want, QArray) and manifest.schemes[name][0] == fit.scheme_of(want)
+    """Whether the codes that are stored are those that are wanted."""
+    stored = manifest.schemes[name][0]
+    return isinstance(want, QArray) and fit.same_codes(stored, fit.scheme_of(want))
 
 
 def _mesh(want: Any) -> Any:

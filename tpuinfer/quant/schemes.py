@@ -16,6 +16,7 @@ A scheme is a kind, and how many neighbouring inputs share a scale:
 
 import difflib
 import fnmatch
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ NONE = "none"
 WORDS = (NONE, "int8", "w8a8", "int4", "int4z", "fp8")
 AUTO, PUBLISHED = "auto", "published"
 
+_PACKED = ("int4", "int4z")
 _GROUP = 128
 _LEAST_GROUP = 8
 
@@ -67,11 +69,21 @@ class Scheme:
 
     def __post_init__(self) -> None:
         if self.word not in WORDS:
-            near = difflib.get_close_matches(self.word, WORDS, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"scheme {self.word!r}: one of {', '.join(WORDS)}; nearest: {near}")
-        if self.group is not None and (self.word in (NONE, "w8a8") or self.group < _LEAST_GROUP):
-            why = f"at least {_LEAST_GROUP}" if self.group < _LEAST_GROUP else "no groups"
-            raise ConfigError(f"scheme {self}: {self.word} takes {why}; nearest: {self.word}")
+            raise ConfigError(_no_scheme(self.word))
+        if self.group is None:
+            return
+        if self.word in (NONE, "w8a8"):
+            raise ConfigError(f"scheme {self}: {self.word} takes no groups; nearest: {self.word}")
+        if self.group < _LEAST_GROUP:
+            raise ConfigError(
+                f"scheme {self}: a group has at least {_LEAST_GROUP} inputs; nearest: "
+                f"{self.word}:{_LEAST_GROUP}"
+            )
+        if self.is_packed and self.group % 2:
+            raise ConfigError(
+                f"scheme {self}: two 4-bit codes share a byte, so a group is even; nearest: "
+                f"{self.word}:{self.group - 1}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> "Scheme":
@@ -82,9 +94,9 @@ class Scheme:
         """
         match = re.fullmatch(r"\s*([a-z0-9]+)(?::(\d+))?\s*", text)
         if match is None:
-            raise ConfigError(f"scheme {text!r}: write {', '.join(WORDS)}, or such as int4:64")
-        four = match[1] in ("int4", "int4z")
-        return cls(match[1], int(match[2]) if match[2] else _GROUP if four else None)
+            raise ConfigError(_no_scheme(text))
+        usual = _GROUP if match[1] in _PACKED else None
+        return cls(match[1], int(match[2]) if match[2] else usual)
 
     def __str__(self) -> str:
         return self.word if self.group is None else f"{self.word}:{self.group}"
@@ -99,6 +111,11 @@ class Scheme:
     def has_zero(self) -> bool:
         return self.word == "int4z"
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether files keep two codes in a byte."""
+        return self.word in _PACKED
+
     def fitted(self, width: int) -> "Scheme":
         """The scheme for rows of so many inputs: groups are halved until they divide a row.
 
@@ -111,7 +128,7 @@ class Scheme:
         if self.group is None:
             return self
         size = self.group
-        while width % size and size >= _LEAST_GROUP:
+        while size >= _LEAST_GROUP and (width % size or (self.is_packed and size % 2)):
             size //= 2
         if size < _LEAST_GROUP:
             raise ConfigError(
@@ -156,7 +173,7 @@ class Schemes:
         Vectors, and what a model keeps exact (routers), never are.
 
         Raises:
-          ConfigError: a pattern fits no weight, or groups do not fit a row.
+          ConfigError: a pattern fits no weight, or groups do not fit a row of a weight.
         """
         found: dict[str, Scheme] = {}
         able = {name: weight for name, weight in weights.items() if weight.contracted}
@@ -164,12 +181,24 @@ class Schemes:
             names = [name for name in able if _fits(pattern, name)]
             if not names and index >= len(_EVERYWHERE):
                 raise ConfigError(_nothing_fits(pattern, list(able)))
-            for name in names:
-                width = 1
-                for size in able[name].shape[-able[name].contracted :]:
-                    width *= size
-                found[name] = scheme.fitted(width)
-        return {name: scheme for name, scheme in found.items() if scheme.word != NONE}
+            found |= dict.fromkeys(names, scheme)
+        return {
+            name: _fitted(name, scheme, able[name])
+            for name, scheme in found.items()
+            if scheme.word != NONE
+        }
+
+
+def _fitted(name: str, scheme: Scheme, weight: Weight) -> Scheme:
+    try:
+        return scheme.fitted(math.prod(weight.shape[-weight.contracted :]))
+    except ConfigError as error:
+        raise ConfigError(f"weights: {name}: {error}; write {name}=int8 after it") from None
+
+
+def _no_scheme(text: str) -> str:
+    near = difflib.get_close_matches(text.strip().lower(), WORDS, n=1, cutoff=0.0)[0]
+    return f"scheme {text!r}: one of {', '.join(WORDS)}, or such as int4:64; nearest: {near}"
 
 
 _EVERYWHERE = ("layers", "embedding", "head")
@@ -180,7 +209,7 @@ def _everywhere(scheme: Scheme) -> list[tuple[str, Scheme]]:
 
     They are a small part of a model, and what they round nothing after them mends.
     """
-    careful = scheme.word in ("int4", "int4z", "w8a8")
+    careful = scheme.is_packed or scheme.word == "w8a8"
     edges = Scheme("int8") if careful else scheme
     return list(zip(_EVERYWHERE, (scheme, edges, edges), strict=True))
 
@@ -206,6 +235,6 @@ def _fits(pattern: str, name: str) -> bool:
 def _nothing_fits(pattern: str, names: list[str]) -> str:
     if pattern == "head":
         return "head=: this model's head is its embedding; nearest: embedding="
-    known = [*_NAMES, *names]
+    known = [*(word for word in _NAMES if any(_fits(word, name) for name in names)), *names]
     near = difflib.get_close_matches(pattern, known, n=1, cutoff=0.0)[0]
     return f"weights: no weight's name is like {pattern!r}; nearest: {near}"
