@@ -7,7 +7,8 @@ every program costs a second at each start, compiled or not (so one prompt per p
 of 64 together take 486 ms, one after the other 580), an encoder gains little from more than 128
 tokens at a time (MiniLM, 32 wide, per padded token: 318 us with 1 row, 203 with 4, 264 with 16),
 and the library that has the fast dots must not have the reductions, whose bits change with the
-number of rows.
+number of rows. A compiled program refuses int4 arrays that lie on a mesh (jax 0.10.2: their layout
+says 0 bits an element, the program's 4).
 
 Mixtures of experts on the CPU: ragged products have no kernel there and take 2.5 to 9 times as long
 as all experts computing all rows (8 of 512 x 1024, 2 active, bf16: 9.3 against 1.7 ms for 4 rows,
@@ -44,6 +45,7 @@ class PlatformSettings:
         and GPUs is less than float32.
       ragged_tokens: tokens of one row in a call from which a mixture's experts compute only the
         rows that chose them, sorted; below, and always if None, every expert computes every row.
+      packs_int4: 4-bit codes are kept two in a byte, not as int4.
       default_context: ring length when nobody says one (and the model allows it).
     """
 
@@ -63,6 +65,7 @@ class PlatformSettings:
     ragged_tokens: int | None = None
     compiler_options: tuple[tuple[str, str], ...] = ()
     float32_precision: str | None = None
+    packs_int4: bool = False
 
 
 _CPU = PlatformSettings(
@@ -78,6 +81,7 @@ _CPU = PlatformSettings(
     compiler_options=(
         ("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"),
     ),
+    packs_int4=True,
 )
 
 _SIMULATED = dataclasses.replace(

@@ -19,7 +19,7 @@ def test_shapes_by_hand():
     for rings, specs in zip(state.rings, RINGS, strict=True):
         for ring, spec in zip(rings, specs, strict=True):
             assert ring.keys.shape == ring.values.shape == spec.shape
-            assert str(ring.keys.dtype) == str(ring.values.dtype) == spec.dtype
+            assert str(ring.keys.dtype) == str(ring.values.dtype) == str(spec.abstract().dtype)
             assert (ring.window, ring.sinks) == (spec.window, spec.sinks)
     assert state.stops.shape == (6, 5)
     assert state.counts.shape == (6, 97)

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tpuinfer.quant import fit
-from tpuinfer.quant.qarray import QArray, dequantise
+from tpuinfer.quant.qarray import QArray, dequantise, pack, unpack
 from tpuinfer.quant.schemes import Scheme
 
 ULP = 2.0**-23
@@ -139,7 +139,8 @@ def test_zero_rows_huge_rows_and_outliers(word):
         np.testing.assert_allclose(made[row] / far, values[row] / far, atol=coarse)
 
 
-finite = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
+finite = st.floats(-(2.0**100), 2.0**100, width=32).map(lambda x: x if abs(x) > 2.0**-100 else 0.0)
+"""Of sizes whose fractions are numbers too: the CPU makes 0 of what is below 2**-126."""
 
 
 @settings(max_examples=60, deadline=None)
@@ -223,14 +224,14 @@ def test_another_scheme_is_fitted_to_what_the_codes_stand_for():
 def test_every_pair_of_codes_survives_packing():
     codes = np.arange(-8, 8)
     pairs = np.stack(np.meshgrid(codes, codes, indexing="ij"), axis=-1).reshape(16, 32)
-    packed = fit.pack(jnp.asarray(pairs, jnp.int4))
+    packed = pack(jnp.asarray(pairs, jnp.int4))
     assert (packed.shape, packed.dtype) == ((16, 16), jnp.uint8)
     assert len(np.unique(packed)) == 256
-    np.testing.assert_array_equal(fit.unpack(packed).astype(jnp.int8), pairs)
-    first_is_low = fit.pack(jnp.asarray([[1, -2]], jnp.int4))
+    np.testing.assert_array_equal(unpack(packed).astype(jnp.int8), pairs)
+    first_is_low = pack(jnp.asarray([[1, -2]], jnp.int4))
     assert first_is_low.tolist() == [[0xE1]]
     for kind in (ml_dtypes.int4, np.int8):
-        on_host = fit.pack(pairs.astype(kind))
+        on_host = pack(pairs.astype(kind))
         assert isinstance(on_host, np.ndarray)
         np.testing.assert_array_equal(on_host, packed)
 

@@ -51,10 +51,54 @@ def four_devices() -> Tiny:
     return tiny(_THIN, "4", slots="12x32,4x96", buckets=(16,), block=16)
 
 
+def quantised() -> Tiny:
+    """Weights and a ring in int8, the MLP with activations of 8 bits; otherwise as `window`."""
+    return tiny(
+        _WINDOW,
+        slots=_TWO_CLASSES,
+        buckets=(16,),
+        rows=(1, 4),
+        narrow=(4,),
+        block=16,
+        quant="int8,mlp=w8a8",
+        ring="int8",
+    )
+
+
+def groups() -> Tiny:
+    """Weights in 4 bits with a scale a group, activations in bfloat16, a ring in fp8."""
+    return tiny(
+        _MIXED_LAYERS,
+        slots=_TWO_CLASSES,
+        dtype="bfloat16",
+        buckets=(16,),
+        narrow=(4,),
+        block=16,
+        quant="int4:16,embedding=fp8",
+        ring="fp8",
+    )
+
+
+def quantised_on_a_mesh() -> Tiny:
+    """Codes of every 8-bit kind, cut over four devices; a ring in int8."""
+    return tiny(
+        _THIN,
+        "2x4",
+        slots=_TWO_CLASSES,
+        buckets=(16,),
+        block=16,
+        quant="int8,layers.*.mlp.up_proj=fp8,layers.*.self_attn=w8a8",
+        ring="int8",
+    )
+
+
 MODELS: dict[str, Callable[[], Tiny]] = {
     "1, window": window,
     "1, bfloat16": bfloat16,
     "1, rolling": rolling,
     "2x4": data_and_model,
     "8": model_alone,
+    "1, int8": quantised,
+    "1, int4": groups,
+    "2x4, int8": quantised_on_a_mesh,
 }

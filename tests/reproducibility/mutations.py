@@ -18,10 +18,12 @@ from tpuinfer.models import blocks
 from tpuinfer.ops import sampling
 from tpuinfer.programs.buckets import Chunk, cut
 from tpuinfer.programs.compile import Program, compile_programs
+from tpuinfer.quant import dots
 from tpuinfer.quant.rows import Rounded
 from tpuinfer.testing.tiny import Tiny
 
 _write, _uniforms = ring.write, sampling.uniforms
+_round_activations, _round_rows = dots.round_activations, ring.round_rows
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
@@ -64,6 +66,33 @@ def plain_sum(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(blocks, "reduce_model", summed)
 
 
+def activations_by_the_batch(patch: pytest.MonkeyPatch) -> None:
+    """All rows of a product are rounded by one scale, that of the largest of them."""
+
+    def rounded(x: jax.Array, planes: int) -> tuple[list[jax.Array], jax.Array]:
+        largest = jnp.argmax(jnp.abs(x).max(axis=1))
+        _, scale = _round_activations(x[largest][None], planes)
+        fill = (scale * 127).astype(x.dtype)
+        made, own = _round_activations(
+            jnp.concatenate([x, jnp.broadcast_to(fill, (len(x), 1))], 1), planes
+        )
+        return [plane[:, :-1] for plane in made], own
+
+    patch.setattr(dots, "round_activations", rounded)
+
+
+def ring_scales_by_the_call(patch: pytest.MonkeyPatch) -> None:
+    """What one call writes to a ring has one scale a head: that of all its rows and tokens."""
+
+    def rounded(rows: jax.Array, dtype: Any) -> Rounded:
+        most = jnp.abs(rows.astype(jnp.float32)).max(axis=(0, 2, 3), keepdims=True)
+        wide = jnp.concatenate([rows, jnp.broadcast_to(most, (*rows.shape[:3], 1))], axis=3)
+        made = _round_rows(wide, dtype)
+        return Rounded(made.values[..., :-1], made.scale)
+
+    patch.setattr(ring, "round_rows", rounded)
+
+
 def chunks_by_load(patch: pytest.MonkeyPatch) -> None:
     """While others wait, no prompt has a short tail: fewer kinds of chunks, fuller batches."""
     add, waiting = engine.Engine.add, 0
@@ -82,8 +111,9 @@ def chunks_by_load(patch: pytest.MonkeyPatch) -> None:
 
 def mutated(model: Tiny, mutation: Mutation, *names: str) -> dict[str, Program]:
     """The programs of a model, those of these names compiled anew with the mutation in them."""
+    whole = {*names} == {*model.specs}
+    kept = {} if whole else model.programs  # compiled before anything is patched
     with pytest.MonkeyPatch.context() as patch:
         mutation(patch)
         again = dataclasses.replace(model)  # nothing traced or compiled yet
-        kept = {} if {*names} == {*again.specs} else model.programs
         return {**kept, **compile_programs([again.specs[name] for name in names])}

@@ -58,6 +58,7 @@ MODELS = {
     "1, ragged": (_GPT, "1"),
     "2x4, dense": (_GPT, "2x4"),
     "2x4, ragged": (_MIXTRAL, "2x4"),
+    "2x4, int8, dense": (_MIXTRAL, "2x4"),
 }
 
 
@@ -65,8 +66,17 @@ def model_of(name: str) -> Tiny:
     """The dense form has the same bits for 4 rows as for 8; the ragged one need not."""
     config, mesh = MODELS[name]
     dtype, narrow = ("bfloat16", (4,)) if name == "1, dense" else ("float32", ())
-    slots = "6x32,2x96"
-    return tiny(config, mesh, slots=slots, dtype=dtype, buckets=(16,), narrow=narrow, block=16)
+    kept = {"quant": "int8", "ring": "int8"} if "int8" in name else {}
+    return tiny(
+        config,
+        mesh,
+        slots="6x32,2x96",
+        dtype=dtype,
+        buckets=(16,),
+        narrow=narrow,
+        block=16,
+        **kept,
+    )
 
 
 @functools.cache

@@ -1,21 +1,25 @@
 """The suite can fail: each promise, broken by hand, shows in the answers it gets."""
 
 import random
+from collections.abc import Callable
 
 import pytest
-from configurations import window
+from configurations import quantised, window
 from mixes import Record, ask, differences, serve, serve_alone, serve_mixed
 from mutations import (
     Mutation,
+    activations_by_the_batch,
     chunks_by_load,
     idle_rows_write,
     key_of_the_neighbour,
     mutated,
     padding_writes,
+    ring_scales_by_the_call,
 )
 
 from tpuinfer.engine.request import Request
 from tpuinfer.testing.fake import FakeRunner, FakeTokenizer
+from tpuinfer.testing.tiny import Tiny
 
 COUNT = 40
 
@@ -38,8 +42,23 @@ def test_a_mutation_is_caught(mutation: Mutation, program: str, part: str) -> No
     assert any(f" {part}[" in line for line in found), found
 
 
-def test_the_same_requests_without_a_mutation() -> None:
-    model, chance = window(), random.Random(0)
+@pytest.mark.parametrize(
+    ("mutation", "program"),
+    [(activations_by_the_batch, "decode"), (ring_scales_by_the_call, "prefill_4x16")],
+)
+def test_a_mutation_of_what_is_rounded_is_caught(mutation: Mutation, program: str) -> None:
+    model, chance = quantised(), random.Random(0)
+    requests = [ask(number, chance, model.config.vocab) for number in range(COUNT)]
+    programs = mutated(model, mutation, program)
+    alone, _ = serve_alone(model, requests, programs)
+    mixed, _ = serve_mixed(model, requests, steps=1, chance=chance, programs=programs)
+    found = differences(alone, mixed)
+    assert any(" logprobs[" in line for line in found), found
+
+
+@pytest.mark.parametrize("make", [window, quantised])
+def test_the_same_requests_without_a_mutation(make: Callable[[], Tiny]) -> None:
+    model, chance = make(), random.Random(0)
     requests = [ask(number, chance, model.config.vocab) for number in range(COUNT)]
     alone, _ = serve_alone(model, requests)
     mixed, _ = serve_mixed(model, requests, steps=1, chance=chance)

@@ -1,9 +1,10 @@
 """After warm-up nothing is compiled: a random mix of every kind of request, strict mode on."""
 
 import random
+from collections.abc import Callable
 
 import pytest
-from configurations import window
+from configurations import quantised, window
 from mixes import ask, serve, tokenizer_of
 
 from tpuinfer.engine.device import DeviceRunner
@@ -12,13 +13,14 @@ from tpuinfer.engine.runner import PrefillWork
 from tpuinfer.engine.warmup import WarmUp
 from tpuinfer.errors import RecompileError
 from tpuinfer.programs.guard import CompileGuard
+from tpuinfer.testing.tiny import Tiny
 
 COUNT = 200
 
 
-def warm() -> DeviceRunner:
+def warm(make: Callable[[], Tiny] = window) -> DeviceRunner:
     """A runner as `engine.build.start` leaves it, in strict mode."""
-    model = window()
+    model = make()
     runner = model.runner(programs={})
     warm_up = WarmUp(runner, model.config.vocab)
     for program in model.programs.values():
@@ -28,15 +30,16 @@ def warm() -> DeviceRunner:
     return runner
 
 
-def test_nothing_is_compiled_for_200_requests() -> None:
-    runner, chance = warm(), random.Random(1)
+@pytest.mark.parametrize("make", [window, quantised])
+def test_nothing_is_compiled_for_200_requests(make: Callable[[], Tiny]) -> None:
+    runner, chance = warm(make), random.Random(1)
     prefills, decodes, aborted = set(), set(), 0
     for steps in (1, 4):
-        requests = [ask(number, chance, window().config.vocab) for number in range(COUNT // 2 + 20)]
+        requests = [ask(number, chance, make().config.vocab) for number in range(COUNT // 2 + 20)]
         _, traffic = serve(
             runner,
             requests[20:],
-            tokenizer=tokenizer_of(window()),
+            tokenizer=tokenizer_of(make()),
             steps=steps,
             chance=chance,
             doomed=requests[:20],

@@ -36,7 +36,8 @@ def _made(one: Any, key: jax.Array) -> Any:
     top = {"int4": 8, "fp8": FP8_MAX}.get(one.kind, 127)
 
     def make(key: jax.Array) -> QArray:
-        codes = jax.random.randint(key, one.values.shape, -int(top) + 1, int(top), jnp.int32)
+        least, most = (0, 256) if one.is_packed else (-int(top) + 1, int(top))
+        codes = jax.random.randint(key, one.values.shape, least, most, jnp.int32)
         scale = jnp.full(one.scale.shape, limit / top, jnp.float32)
         zero = None if one.zero is None else jnp.zeros_like(scale)
         return QArray(codes.astype(one.values.dtype), scale, zero, one.kind, one.grouped)

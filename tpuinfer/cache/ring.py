@@ -17,7 +17,6 @@ one after the other; one that is not theirs is wholly masked, which changes noth
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +28,7 @@ from jax.sharding import PartitionSpec
 
 from tpuinfer.cache.spec import RING_AXES, SCALE_AXES
 from tpuinfer.ops import attention
+from tpuinfer.quant import rows as rows_of
 from tpuinfer.quant.rows import Rounded, round_rows
 from tpuinfer.sharding.rules import Layout
 
@@ -41,7 +41,8 @@ class Ring:
     """One layer's cache in one class of slots.
 
     Attributes:
-      keys, values: [B, K, L, H]; `ops.attention.ring_column` says which column holds a position.
+      keys, values: [B, K, L, H], float8 as bytes; `ops.attention.ring_column` says which column
+        holds a position.
       key_scale, value_scale: [B, K, L] float32, what the codes of a row are multiplied by; None =
         rows are kept as they are.
       window: how many tokens a query looks back at; None = all. sinks: first tokens that stay.
@@ -240,7 +241,7 @@ def _lined_up(
     asked: Asked, ring: Ring, scores: Scores, rows: Rows
 ) -> tuple[attention.Queries, Rounded, Rounded]:
     """Queries as attention takes them, and k, v as the ring keeps them: [R, K, T, H]."""
-    kept = ring.keys.dtype
+    kept = rows_of.kept(ring.keys.dtype)
     k, v = (round_rows(jnp.swapaxes(array, 1, 2), kept) for array in (asked.k, asked.v))
     dtype = jnp.dtype(ring.compute) if ring.compute else kept
     main, sinks = (
@@ -359,8 +360,8 @@ def write(ring: Ring, k: Rounded, v: Rounded, rows: Rows) -> Ring:
 
     written = dataclasses.replace(
         ring,
-        keys=_put_codes(put, ring.keys, k.values),
-        values=_put_codes(put, ring.values, v.values),
+        keys=put(ring.keys, rows_of.as_stored(k.values)),
+        values=put(ring.values, rows_of.as_stored(v.values)),
     )
     if ring.key_scale is None or ring.value_scale is None:
         return written
@@ -371,17 +372,3 @@ def write(ring: Ring, k: Rounded, v: Rounded, rows: Rows) -> Ring:
         key_scale=put(ring.key_scale, k.scale),
         value_scale=put(ring.value_scale, v.scale),
     )
-
-
-def _put_codes(
-    put: Callable[[jax.Array, jax.Array], jax.Array], array: jax.Array, new: jax.Array
-) -> jax.Array:
-    """`put`; XLA:CPU would widen a ring of float8, whole, to write to it, but not one of bytes."""
-    if array.dtype.itemsize > 1 or array.dtype == jnp.int8:
-        return put(array, new)
-
-    def as_bytes(array: jax.Array, new: jax.Array) -> jax.Array:
-        bits = (jax.lax.bitcast_convert_type(one, jnp.uint8) for one in (array, new))
-        return jax.lax.bitcast_convert_type(put(*bits), array.dtype)
-
-    return jax.lax.platform_dependent(array, new, cpu=as_bytes, default=put)

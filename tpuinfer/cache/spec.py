@@ -55,7 +55,8 @@ class RingSpec:
         return rows.is_codes(self.dtype)
 
     def abstract(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(self.shape, jnp.dtype(self.dtype))
+        """Keys, or values, as an array: float8 lies there as bytes (see `quant.rows.stored`)."""
+        return jax.ShapeDtypeStruct(self.shape, rows.stored(self.dtype))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tpuinfer.checkpoint import layout, orbax_store
 from tpuinfer.checkpoint.by_rows import by_rows
 from tpuinfer.quant import fit
-from tpuinfer.quant.qarray import DTYPES, QArray, bytes_of, dequantise
+from tpuinfer.quant.qarray import QArray, bytes_of, dequantise
 from tpuinfer.quant.schemes import Scheme
 
 _log = logging.getLogger(__name__)
@@ -34,18 +34,15 @@ _SCALE, _ZERO = ".scale", ".zero"
 
 def stored_parts(name: str, value: QArray) -> dict[str, NDArray[Any]]:
     """A QArray of arrays in host memory, by the names that it is stored under."""
-    codes = fit.pack(value.values) if value.kind == "int4" else value.values
-    parts = {name: np.asarray(codes), name + _SCALE: np.asarray(value.scale)}
+    parts = {name: np.asarray(value.packed().values), name + _SCALE: np.asarray(value.scale)}
     return parts if value.zero is None else {**parts, name + _ZERO: np.asarray(value.zero)}
 
 
 def from_parts(scheme: Scheme, parts: Mapping[str, Any], name: str) -> QArray:
-    """Undo `stored_parts`, of arrays anywhere."""
-    codes = parts[name]
-    if scheme.kind == "int4":
-        codes = fit.unpack(codes)
+    """Undo `stored_parts`, of arrays anywhere; 4-bit codes stay in pairs."""
+    grouped = scheme.group is not None
     return QArray(
-        codes, parts[name + _SCALE], parts.get(name + _ZERO), scheme.kind, scheme.group is not None
+        parts[name], parts[name + _SCALE], parts.get(name + _ZERO), scheme.kind, grouped
     )
 
 
@@ -53,11 +50,10 @@ def abstract_parts(
     name: str, scheme: Scheme, shape: tuple[int, ...], contracted: int
 ) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """(shape, dtype) of what is stored of a parameter."""
-    value = fit.abstract(scheme, shape, contracted)
-    codes, kind = value.values.shape, np.dtype(DTYPES[scheme.kind])
-    if scheme.kind == "int4":
-        codes, kind = (*codes[:-1], codes[-1] // 2), np.dtype(np.uint8)
-    parts = {name: (codes, kind), name + _SCALE: (value.scale.shape, np.dtype(np.float32))}
+    value = fit.abstract(scheme, shape, contracted, packed=True)
+    kind = np.dtype(value.values.dtype)
+    parts = {name: (value.values.shape, kind)}
+    parts[name + _SCALE] = value.scale.shape, np.dtype(np.float32)
     if scheme.has_zero:
         parts[name + _ZERO] = parts[name + _SCALE]
     return parts
@@ -130,7 +126,8 @@ def _reads(
                 part: _on(want, size, kind, cut, outs, scheme.group is not None)
                 for part, (size, kind) in stored.items()
             }
-            if not _same(name, manifest, want) or scheme.kind == "int4":
+            is_whole = isinstance(want, QArray) and not want.is_packed and scheme.kind == "int4"
+            if is_whole or not _same(name, manifest, want):
                 made[name] = _maker(name, manifest, want, parts[name])
         elif isinstance(want, QArray):
             size, kind = manifest.params[name]
@@ -159,6 +156,7 @@ def _maker(
         stored=stored,
         wanted=wanted,
         dtype=None if wanted is not None else np.dtype(want.dtype),
+        packs=wanted is not None and want.is_packed,
         outs=outs,
         inner=shape[outs:],
         sources=tuple((part.removeprefix(name), one.sharding) for part, one in parts.items()),
@@ -175,6 +173,7 @@ class _Task:
 
     Attributes:
       stored, wanted: None = it is an array of floating point; then it is wanted in `dtype`.
+      packs: 4-bit codes are wanted in pairs.
       outs: dimensions that the parameter makes; inner: the sizes of the others.
       sources: ending of a stored part's name -> where it lies. tree, places: of what is made.
     """
@@ -182,6 +181,7 @@ class _Task:
     stored: Scheme | None
     wanted: Scheme | None
     dtype: np.dtype[Any] | None
+    packs: bool
     outs: int
     inner: tuple[int, ...]
     sources: tuple[tuple[str, NamedSharding], ...]
@@ -192,12 +192,15 @@ class _Task:
         """What is made of some rows, in one dimension."""
         if self.stored is None:
             assert self.wanted is not None
-            return fit.quantise(parts[""], self.wanted, len(inner))
+            return self._kept(fit.quantise(parts[""], self.wanted, len(inner)))
         value = from_parts(self.stored, parts, "")
         shape = (len(value.scale), *inner)
         if self.wanted is not None:
-            return fit.requantise(value, self.wanted, shape)
+            return self._kept(fit.requantise(value, self.wanted, shape))
         return dequantise(value).reshape(shape).astype(self.dtype)
+
+    def _kept(self, value: QArray) -> QArray:
+        return value.packed() if self.packs else value.unpacked()
 
     def cut(self) -> tuple[int, bool]:
         """Into how many parts a row lies on devices, and whether each can do its part alone."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+from jax.sharding import Mesh
 
 from tpuinfer.cache.spec import RING_AXES, SCALE_AXES, RingSpec, ring_length, view
 from tpuinfer.checkpoint import load as checkpoint_load
@@ -206,7 +207,7 @@ def make_any_plan(
 def plan_of(
     config: ModelConfig,
     *,
-    mesh: str | int = 1,
+    mesh: str | int | Mesh = 1,
     rules: ShardingRules | None = None,
     dtype: str = "auto",
     weights: str | Mapping[str, Scheme] = NONE,
@@ -216,6 +217,7 @@ def plan_of(
     """Lay a model of these sizes out on the mesh; no checkpoint is needed.
 
     Args:
+      mesh: its shape; or a mesh of devices, which may be described ones that are not there.
       weights: how they are kept, as `quant.schemes` says, or the scheme of each that is quantised.
       settings: what suits the platform; None = what is known of it.
 
@@ -224,12 +226,12 @@ def plan_of(
     """
     engine = engine or EngineConfig()
     asked = check_dtype(dtype)
-    shape = parse_mesh(mesh)
-    prepare_cpu_devices(shape.size)
-    devices = build_mesh(shape)
-    layout = resolve(rules or ShardingRules(), devices, registry.axis_sizes(config, engine.slots))
-    platform = devices.devices.flat[0].platform
-    settings = settings or platform_settings(platform, devices.size)
+    if not isinstance(mesh, Mesh):
+        shape = parse_mesh(mesh)
+        prepare_cpu_devices(shape.size)
+        mesh = build_mesh(shape)
+    layout = resolve(rules or ShardingRules(), mesh, registry.axis_sizes(config, engine.slots))
+    settings = settings or platform_settings(mesh.devices.flat[0].platform, mesh.size)
     slots = SlotLayout(
         tuple(one.slots for one in engine.classes),
         _contexts(config, engine, settings),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tpuinfer.platform import platform_settings
 from tpuinfer.quant import fit
 from tpuinfer.quant.qarray import QArray, bits_of
 from tpuinfer.quant.schemes import Scheme
@@ -60,10 +61,12 @@ def abstract_params(
       schemes: of the parameters that are quantised, by name: they are QArrays of such shapes.
     """
     schemes = schemes or {}
+    packed = platform_settings(layout.mesh.devices.flat[0].platform).packs_int4
 
     def one(name: str, w: Weight) -> Any:
         if name in schemes:
-            return placed(fit.abstract(schemes[name], w.shape, w.contracted), w.axes, layout)
+            made = fit.abstract(schemes[name], w.shape, w.contracted, packed=packed)
+            return placed(made, w.axes, layout)
         return placed(jax.ShapeDtypeStruct(w.shape, jnp.dtype(dtype)), w.axes, layout)
 
     return {name: one(name, w) for name, w in weights(model).items()}

@@ -11,10 +11,12 @@ Letters: R rows, B slots, T queries per row, N query heads, K KV heads, G = N / 
 L ring length, S block of columns.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+
+from tpuinfer.quant.rows import as_codes
 
 _NEG = -1e30
 """Masked score. Finite: a row with no valid column at all must not make NaN."""
@@ -205,8 +207,10 @@ def attend_ring(
 def _columns(ring: Ring, slots: jax.Array | None, start: jax.Array, block: int) -> Columns:
     """Columns start : start + block of the rings of `slots`."""
     parts = (ring.keys, ring.values, ring.key_scale, ring.value_scale)
-    found: Any = (None if one is None else _block(one, slots, start, block) for one in parts)
-    return Columns(*found)
+    k, v, *scales = (None if one is None else _block(one, slots, start, block) for one in parts)
+    assert k is not None
+    assert v is not None
+    return Columns(as_codes(k), as_codes(v), *scales)
 
 
 def _block(array: jax.Array, slots: jax.Array | None, start: jax.Array, block: int) -> jax.Array:

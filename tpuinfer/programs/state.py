@@ -90,7 +90,7 @@ def abstract_state(
     cut = layout.sharding(RING_AXES)
 
     def ring(spec: RingSpec) -> Ring:
-        array = shaped(spec.shape, jnp.dtype(spec.dtype), cut)
+        array = shaped(spec.shape, spec.abstract().dtype, cut)
         scales: tuple[Any, Any] = (None, None)
         if spec.is_codes:
             one = shaped(spec.shape[:-1], jnp.float32, layout.sharding(SCALE_AXES))

@@ -1,9 +1,9 @@
 """Values that are smaller than they look: what stands in a weight's place, and how it multiplies.
 
 Modules and public names:
-  qarray    QArray: codes, scales and zeros of a weight; dequantise
+  qarray    QArray: codes, scales and zeros of a weight; dequantise; pack, unpack: codes in pairs
   schemes   Scheme, Schemes: which weight is kept how, as data
-  fit       quantise: a weight -> the QArray of a scheme; pack, unpack: 4-bit codes as bytes
+  fit       quantise: a weight -> the QArray of a scheme; abstract: its shapes alone
   dots      contract, contract_each: activations times a QArray
   rows      Rounded, round_rows: keys and values of a ring, one scale a row
 

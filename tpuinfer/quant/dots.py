@@ -1,6 +1,7 @@
 """Activations times a QArray; which form of the product suits the platform is decided here.
 
-    default   codes are widened inside the dot, which reads them as they are kept; scales after
+    default   codes are widened inside the dot, which reads them as they are kept; scales after it.
+              Measured as compiled for TPUs (BUILD_NOTES.md), groups of 64 best of all groups
     cpu       XLA's CPU compiler widens the whole weight first (four times slower than bf16), but
               has fast dots of int8 with int8: so a few rows of activations become int8 as well,
               in as many planes as their dtype has bits for, and each plane is multiplied exactly
@@ -12,11 +13,12 @@ A row of bf16, in two planes of 7 bits and a sign, one scale a row:
 The sums of int8 products are exact, so a row's bits depend on nothing but the row.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import layout as memory
 
 from tpuinfer.quant.qarray import QArray, dequantise
 
@@ -25,6 +27,9 @@ WIDE = 32
 
 _PLANES = {jnp.dtype(jnp.bfloat16): 2, jnp.dtype(jnp.float16): 2, jnp.dtype(jnp.float32): 3}
 _STEP = 254.0
+
+_TILE, _LANES = 8, 128
+"""What TPUs keep together: a dimension that does not fill lanes is not the fastest."""
 
 _LAST = (((1,), (1,)), ((), ()))
 
@@ -35,11 +40,16 @@ def contract(x: jax.Array, weight: QArray, tokens: int = 1) -> jax.Array:
     Args:
       tokens: of one row of the batch in this call; never how many rows there are.
     """
-    flat = weight.flat()
     x = x.reshape(x.shape[0], -1)
-    return _by_platform(
-        functools.partial(_rows_cpu, tokens=tokens), _rows, x, flat, by_rows=flat.kind == "w8a8"
+    if weight.kind == "w8a8":
+        return _int8(x, weight.flat(), planes=1)
+    result: jax.Array = jax.lax.platform_dependent(
+        x,
+        weight,
+        cpu=lambda x, weight: _rows_cpu(x, weight.flat(), tokens),
+        default=functools.partial(_default, tokens=tokens),
     )
+    return result
 
 
 def contract_each(x: jax.Array, weight: QArray) -> jax.Array:
@@ -62,25 +72,70 @@ def round_activations(x: jax.Array, planes: int) -> tuple[list[jax.Array], jax.A
     return made, scale
 
 
-def _by_platform(
-    cpu: Callable[..., jax.Array],
-    default: Callable[..., jax.Array],
-    x: jax.Array,
-    weight: QArray,
-    by_rows: bool,
-) -> jax.Array:
-    if by_rows:
-        return _int8(x, weight, planes=1)
-    result: jax.Array = jax.lax.platform_dependent(x, weight, cpu=cpu, default=default)
-    return result
+def _default(x: jax.Array, weight: QArray, tokens: int) -> jax.Array:
+    weight = weight.unpacked()  # of codes in pairs, which are the CPU's, this is traced and no more
+    return _groups(x, weight, tokens) if weight.grouped else _rows(x, weight.flat())
 
 
 def _rows(x: jax.Array, weight: QArray) -> jax.Array:
-    if not weight.grouped:
-        made = _dot(x, weight.values.astype(x.dtype)) * weight.scale[None]
-        if weight.zero is not None:
-            made = made + _sums(x)[:, None] * weight.zero[None]
-        return made
+    """One scale a row: it waits until the sums are there."""
+    made = _dot(x, weight.values.astype(x.dtype)) * weight.scale[None]
+    if weight.zero is not None:
+        made = made + _sums(x)[:, None] * weight.zero[None]
+    return made
+
+
+def _groups(x: jax.Array, weight: QArray, tokens: int) -> jax.Array:
+    """Codes in groups, as the TPU compiler reads them: once, and in the order that they lie in.
+
+    That order goes by the shape. Left to itself the compiler prefers another one in a loop, and
+    copies the codes from one to the other at each step.
+
+        groups below 128    [G, S, F], F the fastest: a scale lies below the codes that it scales
+        128 and more        [F, G, S], or [G, F, S] where G fills no tiles: scales would have to be
+                            spread along a group, which takes four times as long as the dot; sums
+                            of groups are scaled instead, [G, R, F], unless the tokens are so many
+                            that those are larger than the weight
+    """
+    *outs, count, size = weight.values.shape
+    order, last = list(range(len(outs) + 2)), len(outs) - 1
+    if size % _LANES:
+        order.append(order.pop(last))
+        return _dequantised(x, _kept_in(weight, order))
+    if tokens >= WIDE:
+        return _dequantised(x, weight)
+    if count % _TILE == 0:
+        weight = _kept_in(weight, order)
+    return _scaled_sums(x, weight.flat())
+
+
+def _kept_in(weight: QArray, order: list[int]) -> QArray:
+    """The same, its codes in memory in this order of dimensions, the slowest first."""
+    values = memory.with_layout_constraint(weight.values, memory.Layout(tuple(order)))
+    return dataclasses.replace(weight, values=values)
+
+
+def _dequantised(x: jax.Array, weight: QArray) -> jax.Array:
+    """On the way into the dot; [out..., G, S] as they are kept, for made flat they are copied.
+
+    The barrier keeps the compiler from making them flat itself, to have the result so.
+    """
+    outs = weight.outs
+    made = weight.values.astype(jnp.float32) * weight.scale[..., None]
+    if weight.zero is not None:
+        made = made + weight.zero[..., None]
+    product = jax.lax.dot_general(
+        x.reshape(x.shape[0], *weight.values.shape[outs:]),
+        made.astype(x.dtype),
+        (((1, 2), (outs, outs + 1)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+    if outs > 1:
+        product = jax.lax.optimization_barrier(product)
+    return product.reshape(x.shape[0], -1)
+
+
+def _scaled_sums(x: jax.Array, weight: QArray) -> jax.Array:
     groups = x.reshape(x.shape[0], *weight.values.shape[1:])
     parts = jax.lax.dot_general(  # [G, R, F]
         groups,

@@ -21,11 +21,14 @@ _EXPONENT = 0x7F800000
 """The bits of a float32 that make its power of two."""
 
 
-def abstract(scheme: Scheme, shape: tuple[int, ...], contracted: int) -> QArray:
+def abstract(
+    scheme: Scheme, shape: tuple[int, ...], contracted: int, *, packed: bool = False
+) -> QArray:
     """The QArray of a weight as ShapeDtypeStructs: its bytes are known before it exists.
 
     Args:
       scheme: fitted to the weight's rows. shape: [out..., in...]; contracted: how many of them.
+      packed: 4-bit codes are kept in pairs.
     """
     outs, width = shape[:-contracted], 1
     for size in shape[-contracted:]:
@@ -37,7 +40,10 @@ def abstract(scheme: Scheme, shape: tuple[int, ...], contracted: int) -> QArray:
     else:
         inner, scales = shape[-contracted:], outs
     scale: Any = jax.ShapeDtypeStruct(scales, jnp.float32)
-    values: Any = jax.ShapeDtypeStruct((*outs, *inner), DTYPES[scheme.kind])
+    dtype = DTYPES[scheme.kind]
+    if packed and scheme.kind == "int4":
+        inner, dtype = (*inner[:-1], inner[-1] // 2), jnp.uint8
+    values: Any = jax.ShapeDtypeStruct((*outs, *inner), dtype)
     return QArray(values, scale, scale if scheme.has_zero else None, scheme.kind, grouped)
 
 
@@ -148,20 +154,3 @@ def _power_of_two(values: jax.Array) -> jax.Array:
 
 def _nonzero(scale: jax.Array) -> jax.Array:
     return jnp.where(scale == 0, 1.0, scale)
-
-
-def pack(values: Any) -> Any:
-    """[..., S] int4 -> [..., S / 2] uint8, the first of two in the low half: as files keep them.
-
-    Of arrays of jax or of numpy; what comes back is of the same.
-    """
-    pairs = values.astype(jnp.int8).reshape(*values.shape[:-1], -1, 2).astype(jnp.uint8)
-    return (pairs[..., 0] & 15) | (pairs[..., 1] << 4)
-
-
-def unpack(packed: jax.Array) -> jax.Array:
-    """Undo `pack`."""
-    low = (packed << 4).astype(jnp.int8) >> 4
-    high = packed.astype(jnp.int8) >> 4
-    both = jnp.stack((low, high), axis=-1)
-    return both.reshape(*packed.shape[:-1], -1).astype(jnp.int4)

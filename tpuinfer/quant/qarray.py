@@ -19,7 +19,7 @@ DTYPES: dict[Kind, Any] = {
     "int4": jnp.int4,
     "fp8": jnp.float8_e4m3fn,
 }
-"""What codes are kept as."""
+"""What codes are kept as; 4-bit ones as two in a byte where a platform asks for it."""
 
 
 @struct.dataclass
@@ -27,7 +27,8 @@ class QArray:
     """A weight [out..., in...] as codes and scales: weight = values * scale + zero.
 
     Attributes:
-      values: [out..., in...], or [out..., G, S] where each S neighbouring inputs are a group.
+      values: [out..., in...], or [out..., G, S] where each S neighbouring inputs are a group, or
+        [out..., G, S / 2] uint8 of 4-bit codes packed in pairs.
       scale: [out...] or [out..., G] float32.
       zero: shaped as scale, float32, what a code of 0 stands for; None = 0.
       kind: how it multiplies: "w8a8" rounds activations too, to 8 bits with one scale a row.
@@ -43,7 +44,17 @@ class QArray:
     @property
     def group(self) -> int | None:
         """Inputs that share a scale; None = all of a row."""
-        return self.values.shape[-1] if self.grouped else None
+        return self.values.shape[-1] * self._in_one if self.grouped else None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether two 4-bit codes share a byte."""
+        return self.kind == "int4" and jnp.dtype(self.values.dtype) == jnp.dtype(jnp.uint8)
+
+    @property
+    def _in_one(self) -> int:
+        """Codes in an element of values."""
+        return 2 if self.is_packed else 1
 
     @property
     def outs(self) -> int:
@@ -54,7 +65,7 @@ class QArray:
     def shape(self) -> tuple[int, ...]:
         """[out..., width]: as the weight, what it contracts in one dimension."""
         outs = self.values.shape[: self.outs]
-        return (*outs, math.prod(self.values.shape[self.outs :]))
+        return (*outs, math.prod(self.values.shape[self.outs :]) * self._in_one)
 
     @property
     def nbytes(self) -> int:
@@ -65,7 +76,7 @@ class QArray:
     def flat(self) -> "QArray":
         """The same with one dimension made: values [F, W] or [F, G, S], scale [F] or [F, G]."""
         rows = math.prod(self.shape[:-1])
-        width = self.values.shape[self.outs :] if self.grouped else (self.shape[-1],)
+        width = self.values.shape[self.outs :] if self.grouped else (-1,)
         scales = (rows, self.scale.shape[-1]) if self.grouped else (rows,)
         return dataclasses.replace(
             self,
@@ -73,6 +84,34 @@ class QArray:
             scale=self.scale.reshape(scales),
             zero=None if self.zero is None else self.zero.reshape(scales),
         )
+
+
+    def packed(self) -> "QArray":
+        """The same with 4-bit codes in pairs."""
+        if self.kind != "int4" or self.is_packed:
+            return self
+        return dataclasses.replace(self, values=pack(self.values))
+
+    def unpacked(self) -> "QArray":
+        """Undo `packed`."""
+        return dataclasses.replace(self, values=unpack(self.values)) if self.is_packed else self
+
+
+def pack(values: Any) -> Any:
+    """[..., S] int4 -> [..., S / 2] uint8, the first of two in the low half: as files keep them.
+
+    Of arrays of jax or of numpy; what comes back is of the same.
+    """
+    pairs = values.astype(jnp.int8).reshape(*values.shape[:-1], -1, 2).astype(jnp.uint8)
+    return (pairs[..., 0] & 15) | (pairs[..., 1] << 4)
+
+
+def unpack(packed: jax.Array) -> jax.Array:
+    """Undo `pack`."""
+    low = (packed << 4).astype(jnp.int8) >> 4
+    high = packed.astype(jnp.int8) >> 4
+    both = jnp.stack((low, high), axis=-1)
+    return both.reshape(*packed.shape[:-1], -1).astype(jnp.int4)
 
 
 def bits_of(dtype: Any) -> int:
@@ -88,6 +127,7 @@ def bytes_of(shape: tuple[int, ...], dtype: Any) -> int:
 
 def dequantise(weight: QArray) -> jax.Array:
     """The weight that the codes stand for, [out..., width] float32."""
+    weight = weight.unpacked()
     lead = weight.values.shape[: weight.outs]
     values = weight.values if weight.grouped else weight.values.reshape(*lead, -1)
     whole = values.astype(jnp.float32) * weight.scale[..., None]

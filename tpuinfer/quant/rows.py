@@ -40,3 +40,28 @@ def round_rows(rows: jax.Array, dtype: Any) -> Rounded:
     codes = exact / scale[..., None]
     codes = jnp.round(codes) if whole else jnp.clip(codes, -top, top)
     return Rounded(codes.astype(dtype), scale)
+
+
+def stored(dtype: Any) -> Any:
+    """What an array of a ring's codes has as its dtype: float8 lies there as bytes.
+
+    XLA:CPU would widen a ring of float8, whole, to write to it or to read a block of it.
+    """
+    kind = jnp.dtype(dtype)
+    return jnp.dtype(jnp.uint8) if kind == jnp.dtype(jnp.float8_e4m3fn) else kind
+
+
+def kept(dtype: Any) -> Any:
+    """Undo `stored`."""
+    kind = jnp.dtype(dtype)
+    return jnp.dtype(jnp.float8_e4m3fn) if kind == jnp.dtype(jnp.uint8) else kind
+
+
+def as_stored(codes: jax.Array) -> jax.Array:
+    """Codes as a ring's array has them, bit by bit."""
+    return jax.lax.bitcast_convert_type(codes, stored(codes.dtype))
+
+
+def as_codes(array: jax.Array) -> jax.Array:
+    """Undo `as_stored`."""
+    return jax.lax.bitcast_convert_type(array, kept(array.dtype))

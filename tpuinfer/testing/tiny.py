@@ -233,4 +233,5 @@ def _put(host: NDArray[np.float32], abstract: Any) -> Any:
     if not isinstance(abstract, QArray):
         return jax.device_put(host.astype(abstract.dtype), abstract.sharding)
     made = fit.quantise(jnp.asarray(host), fit.scheme_of(abstract), host.ndim - abstract.outs)
+    made = made.packed() if abstract.is_packed else made
     return jax.tree.map(lambda part, one: jax.device_put(part, one.sharding), made, abstract)

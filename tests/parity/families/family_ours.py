@@ -9,7 +9,7 @@ The text lies in the last slot; the others are idle, and the rings hold NaN unti
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,12 @@ from tpuinfer.cache.ring import RingAttention, Rows
 from tpuinfer.checkpoint import load
 from tpuinfer.checkpoint.convert import convert
 from tpuinfer.config import EngineConfig
-from tpuinfer.engine.build import Plan, abstract_device, plan_of
+from tpuinfer.engine.build import Plan, abstract_device, abstract_weights, plan_of
 from tpuinfer.models import registry
-from tpuinfer.models.blueprint import abstract_params, bind
+from tpuinfer.models.blueprint import bind
 from tpuinfer.platform import platform_settings
 from tpuinfer.programs.buckets import cut
+from tpuinfer.quant.schemes import Scheme
 
 WAYS = ("whole", "chunks", "steps", "mesh")
 
@@ -80,9 +81,20 @@ class Call:
 
 
 class Model:
-    """A checkpoint on a mesh."""
+    """A checkpoint on a mesh.
 
-    def __init__(self, checkpoint: Path, mesh: str) -> None:
+    Args:
+      weights: the scheme of each weight that is quantised as it is read, by name.
+      ring: as `--ring` takes it.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        mesh: str,
+        weights: Mapping[str, Scheme] | None = None,
+        ring: str = "auto",
+    ) -> None:
         config = registry.read_config(load.read_config(checkpoint))
         settings = dataclasses.replace(
             platform_settings("cpu"), chunk=CHUNK, smallest_bucket=CHUNK, block=_BLOCK
@@ -91,25 +103,28 @@ class Model:
             config,
             mesh=mesh,
             dtype="float32",
-            engine=EngineConfig.parse(f"{_SLOTS}x{CONTEXT}"),
+            weights=weights or {},
+            engine=EngineConfig.parse(f"{_SLOTS}x{CONTEXT}", ring=ring),
             settings=settings,
         )
         self.blueprint = registry.build(self.plan.config)
-        shapes = abstract_params(self.blueprint, self.plan.layout, "float32")
-        self.params = load.load_params(checkpoint, shapes)
+        self.params = load.load_params(checkpoint, abstract_weights(self.plan))
         self.tokens = tokens(config.vocab)
         options = dict(settings.compiler_options) | _QUICK
         self._run = jax.jit(self._logits, static_argnums=0, compiler_options=options)
 
-    def run(self, prompt: int, width: int) -> Logits:
-        """[LENGTH, V]: the first `prompt` tokens by prefills of this width, the rest one by one."""
+    def run(self, prompt: int, width: int, params: Any = None) -> Logits:
+        """[LENGTH, V]: the first `prompt` tokens by prefills of this width, the rest one by one.
+
+        Args:
+          params: instead of the checkpoint's.
+        """
+        params = self.params if params is None else params
         state = abstract_device(self.plan)[0]
-        rings = jax.tree.map(
-            lambda x: jax.device_put(np.full(x.shape, np.nan, x.dtype), x.sharding), state.rings
-        )
+        rings = jax.tree.map(_unwritten, state.rings)
         found = []
         for call in self._calls(prompt, width):
-            logits, rings = self._run(call.mode, self.params, rings, call.tokens, call.rows)
+            logits, rings = self._run(call.mode, params, rings, call.tokens, call.rows)
             found.append(np.asarray(logits)[call.own])
         return np.concatenate(found)
 
@@ -141,3 +156,9 @@ class Model:
         attend = RingAttention(layout, _BLOCK, mode)
         x, rings = model.hidden(ids, rings, rows, attend, layout, jnp.dtype("float32"))
         return model.logits(x.reshape(-1, x.shape[-1]), layout), rings
+
+
+def _unwritten(array: Any) -> jax.Array:
+    """What a former tenant may have left, at its worst: NaN where there is any."""
+    junk = np.nan if jnp.issubdtype(array.dtype, jnp.floating) else 127  # of float8's bytes, NaN
+    return jax.device_put(np.full(array.shape, junk).astype(array.dtype), array.sharding)
