@@ -90,3 +90,23 @@ def test_it_is_a_pytree_whose_kind_is_static():
 @pytest.mark.parametrize("word", SCHEMES)
 def test_the_scheme_is_read_off_the_value(word):
     assert fit.scheme_of(example(word)) == Scheme.parse(word)
+
+
+@pytest.mark.parametrize(("zero", "outs"), [(False, (6,)), (True, (2, 3))])
+def test_codes_in_pairs_are_the_same_weight(zero, outs):
+    """What a CPU keeps, of one output dimension and of two."""
+    random = np.random.default_rng(0)
+    codes = jnp.asarray(random.integers(-8, 8, (*outs, 2, 16)), jnp.int4)
+    scale = jnp.asarray(random.normal(size=(*outs, 2)), jnp.float32)
+    whole = QArray(codes, scale, scale if zero else None, "int4", grouped=True)
+    pairs = whole.packed()
+    assert (pairs.values.dtype, pairs.values.shape) == (jnp.uint8, (*outs, 2, 8))
+    assert (pairs.is_packed, whole.is_packed) == (True, False)
+    assert (pairs.group, pairs.shape, pairs.nbytes) == (whole.group, whole.shape, whole.nbytes)
+    assert pairs.packed() is pairs
+    assert pairs.flat().group == 16
+    for back in (pairs.unpacked(), pairs.flat().unpacked()):
+        np.testing.assert_array_equal(dequantise(back).ravel(), dequantise(whole).ravel())
+    np.testing.assert_array_equal(dequantise(pairs), dequantise(whole))
+    eight = QArray(jnp.ones((2, 4), jnp.int8), jnp.ones(2))
+    assert eight.packed() is eight

@@ -118,12 +118,12 @@ def test_experts_with_room_for_few_rows_would_be_caught(monkeypatch: pytest.Monk
     """Mixtures that drop rows beyond an expert's capacity drop them by what others chose."""
     dense = experts.experts.dense
 
-    def dropping(x, routing, weights, gate, first=0):  # type: ignore[no-untyped-def]
+    def dropping(x, routing, weights, gate, first=0, *, tokens):  # type: ignore[no-untyped-def]
         ids = routing.ids
         chosen = jax.nn.one_hot(ids, 6, dtype=jnp.int32).sum(axis=1)
         place = jnp.take_along_axis(chosen.cumsum(axis=0), ids, axis=1)
         kept = jnp.where(place <= 1, routing.weights, 0)
-        return dense(x, routing._replace(weights=kept), weights, gate, first)
+        return dense(x, routing._replace(weights=kept), weights, gate, first, tokens=tokens)
 
     name = "1, dense"
     intact = programs(name)

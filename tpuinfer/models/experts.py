@@ -83,9 +83,11 @@ class Mixture(nnx.Module):
         def local(x: jax.Array, values: Any) -> jax.Array:
             flat = x.reshape(-1, x.shape[-1])
             routing = self._route(flat, *values[0])
-            form: experts.Form = functools.partial(experts.dense, tokens=x.shape[1])
+            form: experts.Form
             if self._is_ragged(x.shape[1], layout):
                 form = experts.ragged
+            else:
+                form = functools.partial(experts.dense, tokens=x.shape[1])
             partial = self._mix(form, flat, routing, values[1:], layout).astype(x.dtype)
             for axis in ("expert_mlp", "expert"):
                 if (mesh_axis := layout.mesh_axis(axis)) is not None:
