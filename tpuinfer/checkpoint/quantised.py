@@ -41,9 +41,7 @@ def stored_parts(name: str, value: QArray) -> dict[str, NDArray[Any]]:
 def from_parts(scheme: Scheme, parts: Mapping[str, Any], name: str) -> QArray:
     """Undo `stored_parts`, of arrays anywhere; 4-bit codes stay in pairs."""
     grouped = scheme.group is not None
-    return QArray(
-        parts[name], parts[name + _SCALE], parts.get(name + _ZERO), scheme.kind, grouped
-    )
+    return QArray(parts[name], parts[name + _SCALE], parts.get(name + _ZERO), scheme.kind, grouped)
 
 
 def abstract_parts(

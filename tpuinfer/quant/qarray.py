@@ -85,7 +85,6 @@ class QArray:
             zero=None if self.zero is None else self.zero.reshape(scales),
         )
 
-
     def packed(self) -> "QArray":
         """The same with 4-bit codes in pairs."""
         if self.kind != "int4" or self.is_packed:

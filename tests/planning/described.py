@@ -1,0 +1,202 @@
+"""Programs compiled for TPUs that are described, not there; nothing of it runs.
+
+python -m tests.planning.described [cell ...]      the table of BUILD_NOTES.md, or some rows
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import os
+import sys
+import time
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from tpuinfer.config import EngineConfig, SlotClass
+from tpuinfer.engine import build
+from tpuinfer.models import registry, sizes
+from tpuinfer.planning import hlo, traffic
+from tpuinfer.platform import platform_settings
+from tpuinfer.programs.closed_set import program_specs
+from tpuinfer.programs.compile import lower
+
+LIBTPU = importlib.util.find_spec("libtpu") is not None
+WHY = "needs libtpu, the TPU compiler (pip install 'tpuinfer[aot]'); no TPU"
+
+SLOTS, CONTEXT = 64, 2048
+
+# libtpu looks for the machine's own TPU, and for other processes that hold it, unless it is told.
+_QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is compiled: Llama-3.1-8B's sizes on v5e:2x4, model=8.
+
+    Attributes:
+      layers: None = all 32. steps: in one dispatch. width: of a prefill; None = decode.
+    """
+
+    weights: str = "none"
+    ring: str = "auto"
+    steps: int = 1
+    layers: int | None = None
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the compiler made of a cell, per chip, in bytes.
+
+    Attributes:
+      arguments, alias, temporary: as the compiler allocates. seconds: it took.
+      sizes: of each parameter, by name. moved: all that the program moves.
+    """
+
+    arguments: int
+    alias: int
+    temporary: int
+    seconds: float
+    sizes: dict[str, int]
+    moved: traffic.Traffic
+
+    @functools.cached_property
+    def weights(self) -> list[str]:
+        """All but the embedding, of which a step reads only rows."""
+        named = (name for name in self.sizes if name.startswith("params["))
+        return [name for name in named if "embed_tokens" not in name]
+
+    @functools.cached_property
+    def rings(self) -> list[str]:
+        return [name for name in self.sizes if name.startswith("state.rings")]
+
+    def bytes_of(self, names: list[str]) -> int:
+        return sum(self.sizes[name] for name in names)
+
+    def ratio(self, names: list[str], times: int = 1) -> float:
+        """Bytes moved for these parameters over what reading each once a step takes."""
+        return self.moved.of(names) / self.bytes_of(names) / times
+
+    def copies(self, names: list[str]) -> list[str]:
+        """What makes one of these anew in HBM."""
+        least = min(self.sizes[name] for name in names if not name.endswith("scale"))
+        return [move.instruction.name for move in self.moved.copies(names, least)]
+
+
+def described(topology: str = "v5e:2x4", data: int = 1) -> Mesh:
+    """A mesh of the chips of a topology that is not here."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    grid = np.array(devices).reshape(data, -1)
+    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+@functools.cache
+def compiled(cell: Cell) -> Found:
+    """Lower and compile the real program of a cell, and count what it moves."""
+    raw = sizes.find("llama-3.1-8b")
+    if cell.layers is not None:
+        raw["num_hidden_layers"] = cell.layers
+    plan = build.plan_of(
+        registry.read_config(raw),
+        mesh=described(),
+        weights=cell.weights,
+        engine=EngineConfig((SlotClass(SLOTS, CONTEXT),), ring=cell.ring),
+        settings=dataclasses.replace(platform_settings("tpu"), steps=cell.steps),
+    )
+    state, tables = build.abstract_device(plan)
+    specs = program_specs(
+        registry.build(plan.config),
+        plan.layout,
+        state,
+        tables,
+        settings=plan.settings,
+        dtype=plan.dtype,
+        buckets=plan.buckets,
+        schemes=plan.schemes,
+    )
+    name = "decode" if cell.width is None else f"prefill_1x{cell.width}"
+    start = time.perf_counter()
+    made = lower(next(spec for spec in specs if spec.name == name)).compile()
+    seconds = time.perf_counter() - start
+    module, memory = hlo.parse(made.as_text()), made.memory_analysis()
+    # Rings are read block by block, up to the longest slot: here all of them, at the worst.
+    trips = {"shard_map/while": CONTEXT // plan.settings.block, "jit(decode)/while": cell.steps}
+    return Found(
+        memory.argument_size_in_bytes,
+        memory.alias_size_in_bytes,
+        memory.temp_size_in_bytes,
+        seconds,
+        traffic.sizes(module),
+        traffic.measure(module, traffic.Assumed(trips)),
+    )
+
+
+GRID = {
+    "bf16": Cell(),
+    "int8": Cell("int8"),
+    "w8a8": Cell("w8a8"),
+    "fp8": Cell("fp8"),
+    "int4:128": Cell("int4:128"),
+    "int4:64": Cell("int4:64"),
+    "int8 ring": Cell(ring="int8"),
+    "fp8 ring": Cell(ring="fp8"),
+    "int8, int8 ring": Cell("int8", "int8"),
+    "bf16, 8 steps": Cell(steps=8),
+    "int8, 8 steps": Cell("int8", steps=8),
+    "bf16, prefill": Cell(width=512),
+    "int8, prefill": Cell("int8", width=512),
+    "w8a8, prefill": Cell("w8a8", width=512),
+    "int4:128, prefill": Cell("int4:128", width=512),
+    "int4:64, prefill": Cell("int4:64", width=512),
+}
+
+
+def row(name: str, cell: Cell) -> str:
+    """A line of the table: GB a chip, for one step."""
+    found, steps = compiled(cell), cell.steps
+    rings, weights = found.bytes_of(found.rings), found.bytes_of(found.weights)
+    ideal = weights + (rings if cell.width is None else 0)
+    moved = found.moved.nbytes / steps
+    figures = [
+        f"{found.arguments / 1e9:.3f}",
+        f"{found.temporary / 1e9:.3f}",
+        f"{weights / 1e9:.3f}",
+        f"{found.ratio(found.weights, steps):.3f}",
+        f"{found.ratio(found.rings, steps):.3f}" if cell.width is None else "-",
+        f"{ideal / 1e9:.3f}",
+        f"{moved / 1e9:.3f}",
+        f"{moved / ideal:.3f}",
+        f"{found.moved.cycles_of(found.weights) / steps / 1e6:.2f}",
+        f"{found.moved.cycles / steps / 1e6:.2f}",
+        f"{found.seconds:.0f}",
+    ]
+    return f"| {name} | " + " | ".join(figures) + " |"
+
+
+HEAD = """\
+| variant | arguments | temporary | weights | moved / weights | moved / rings | ideal | moved \
+| ratio | Mcycles at weights | Mcycles | compile s |
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def main(names: list[str]) -> None:
+    """Print the table, row by row."""
+    jax.config.update("jax_platforms", "cpu")
+    print(HEAD)
+    for name in names or GRID:
+        print(row(name, GRID[name]), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
