@@ -121,10 +121,10 @@ def test_test_runs_every_check_in_order(checkout):
     assert calls[1:] == checks
 
 
-def test_ci_adds_the_parity_tests(checkout):
+def test_ci_adds_the_parity_tests_and_the_tpu_compiler(checkout):
     code, _, calls = checkout.run(".ci/run")
     assert code == 0
-    assert installs(calls)[0].endswith("--editable .[dev,parity]")
+    assert installs(calls)[0].endswith("--editable .[dev,parity,tpu]")
     assert calls[-1] == "-m pytest"
 
 
@@ -159,7 +159,7 @@ def test_an_unknown_extra_is_named(checkout):
     code, output, calls = checkout.run("scripts/serve", "--with", "dev,gpu")
     assert (code, calls) == (1, [])
     assert "'gpu'" in output
-    assert "tpu cuda parquet dev parity" in output
+    assert "tpu cuda parquet llamacpp dev parity" in output
     assert not checkout.venv.exists()
 
 

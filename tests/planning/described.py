@@ -25,7 +25,7 @@ from tpuinfer.programs.closed_set import program_specs
 from tpuinfer.programs.compile import lower
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None
-WHY = "needs libtpu, the TPU compiler (pip install 'tpuinfer[aot]'); no TPU"
+WHY = "needs libtpu, the TPU compiler (pip install 'tpuinfer[tpu]'); no TPU"
 
 SLOTS, CONTEXT = 64, 2048
 

@@ -70,7 +70,7 @@ def test_none_quantises_nothing():
 
 def test_groups_are_halved_until_they_divide_each_row():
     # rows of TINY: 32 inputs, 64 of down_proj, 128 of o_proj (16 heads of 8)
-    found = parts(resolved("int4"))
+    found = parts(resolved("int4:128"))
     assert found["q_proj"] == {"int4:32"}
     assert found["down_proj"] == {"int4:64"}
     assert found["o_proj"] == {"int4:128"}
@@ -144,8 +144,8 @@ def test_what_is_excepted_need_not_fit():
     with pytest.raises(ConfigError) as caught:
         resolved("int4", ODD)
     assert str(caught.value) == (
-        "weights: layers.0.mlp.down_proj.weight: scheme int4:128: rows of 60 inputs cannot be cut "
-        "into groups of 128, nor of its halves down to 8; nearest: int8; write "
+        "weights: layers.0.mlp.down_proj.weight: scheme int4:64: rows of 60 inputs cannot be cut "
+        "into groups of 64, nor of its halves down to 8; nearest: int8; write "
         "layers.0.mlp.down_proj.weight=int8 after it"
     )
 
