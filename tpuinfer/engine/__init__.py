@@ -10,6 +10,7 @@ answer    Answer: from one row's token ids to text, and the rules by which a row
 metrics   Metrics, Histogram: what is counted meanwhile
 device    DeviceRunner: the runner that computes, over compiled programs
 build     make_plan, load: from a model's name and a mesh to an engine that is ready
+kept      schemes_of, rings_of: how a plan's weights and rings are kept, as the mesh allows it
 embed     Embedder: texts to vectors over an encoder's programs
 encoder   encoder_plan_of, load_encoder: as build, for an encoder
 memory    as_mesh_error: what a device says when it fails

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.sharding import Mesh
 
-from tpuinfer.cache.spec import RING_AXES, SCALE_AXES, RingSpec, ring_length, view
+from tpuinfer.cache.spec import RingSpec
 from tpuinfer.checkpoint import load as checkpoint_load
 from tpuinfer.checkpoint.pooling import read_pooling
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.config import EngineConfig, check_dtype
+from tpuinfer.engine import kept
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.encoder import EncoderPlan, encoder_plan_of
 from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.memory import as_mesh_error
 from tpuinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_IDS
 from tpuinfer.engine.warmup import WarmUp
-from tpuinfer.errors import ConfigError, MeshError
+from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import EncoderConfig, ModelConfig
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, pieces, weights
@@ -34,9 +34,7 @@ from tpuinfer.programs.compile import compile_programs, use_compilation_cache
 from tpuinfer.programs.guard import CompileGuard
 from tpuinfer.programs.slots import SlotLayout
 from tpuinfer.programs.state import DecodeState, abstract_state, abstract_tables, zeros
-from tpuinfer.quant.qarray import bits_of
-from tpuinfer.quant.rows import RINGS
-from tpuinfer.quant.schemes import AUTO, NONE, PUBLISHED, Scheme, Schemes
+from tpuinfer.quant.schemes import AUTO, NONE, PUBLISHED, Scheme
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
 from tpuinfer.sharding.report import Placement, Sized, place
 from tpuinfer.sharding.rules import Layout, ShardingRules, load_rules, resolve
@@ -92,10 +90,10 @@ class Plan:
         blueprint, abstract = registry.build(self.config), abstract_weights(self)
         named = {}
         for name, w in weights(blueprint).items():
-            kept = str(self.schemes.get(name, self.dtype))
-            named[name] = Sized(w.shape, w.axes, kept, pieces(abstract[name], w.axes))
+            scheme = str(self.schemes.get(name, self.dtype))
+            named[name] = Sized(w.shape, w.axes, scheme, pieces(abstract[name], w.axes))
         rings = {
-            f"layers.{layer}.{name}.{part}": _sized(spec)
+            f"layers.{layer}.{name}.{part}": kept.sized(spec)
             for part in ("keys", "values")
             for layer, classes in enumerate(self.rings)
             for name, spec in zip(self._ring_names(layer), classes, strict=True)
@@ -246,7 +244,8 @@ def plan_of(
     settings = for_context(settings, slots.capacities[0], slots.capacity, rolls)
     width = settings.dtype if asked == "auto" else asked
     rings = tuple(
-        _rings(config, layer, slots, settings, width, engine) for layer in range(config.layers)
+        kept.rings_of(config, layer, slots, settings, width, engine)
+        for layer in range(config.layers)
     )
     if config.settled(slots.capacity) != config:
         _log.info(
@@ -255,7 +254,7 @@ def plan_of(
             slots.capacity,
         )
     config = config.settled(slots.capacity)
-    schemes = _schemes(config, layout, weights)
+    schemes = kept.schemes_of(config, layout, weights)
     return Plan(None, config, layout, settings, width, slots, rings, engine, schemes)
 
 
@@ -358,82 +357,6 @@ def start(
         raise as_mesh_error(error, plan.placements(), _smaller(plan)) from error
     runner.guard = CompileGuard(plan.engine.strict_compile)
     return runner
-
-
-def _rings(
-    config: ModelConfig,
-    layer: int,
-    slots: SlotLayout,
-    settings: PlatformSettings,
-    dtype: str,
-    engine: EngineConfig,
-) -> tuple[RingSpec, ...]:
-    """One layer's rings, one per class of slots.
-
-    Sinks are summed apart from the other columns, so a layer has them in all classes or in none:
-    a row's bits must not depend on its class. Only rows of the longest class ever roll.
-    """
-    window = config.window(layer)
-    sees_all = window is None or window >= slots.capacity
-    rolls = engine.context_policy == "roll" and sees_all
-    wide = settings.ring_dtype or dtype
-    kept = None if engine.ring == "auto" else RINGS.get(engine.ring, engine.ring)
-    specs = []
-    for count, capacity in zip(slots.counts, slots.capacities, strict=True):
-        seen = view(capacity, window, rolls=rolls, sinks=engine.sinks)
-        specs.append(
-            RingSpec(
-                slots=count,
-                kv_heads=config.kv_heads,
-                length=ring_length(seen.columns, settings.block),
-                head_dim=config.head_dim,
-                dtype=kept or wide,
-                window=seen.window,
-                sinks=seen.sinks,
-                compute=wide if kept in RINGS.values() else None,
-            )
-        )
-    return tuple(specs)
-
-
-def _sized(spec: RingSpec) -> Sized:
-    """Keys or values of a ring, for the report."""
-    found: list[tuple[Any, Any, int]] = [(spec.shape, RING_AXES, bits_of(spec.dtype))]
-    if spec.is_codes:
-        found.append((spec.shape[:-1], SCALE_AXES, 32))
-    return Sized(spec.shape, RING_AXES, spec.dtype, found)
-
-
-def _schemes(
-    config: ModelConfig, layout: Layout, asked: str | Mapping[str, Scheme]
-) -> dict[str, Scheme]:
-    """The scheme of each weight; groups must be cut over devices as their inputs are.
-
-    Raises:
-      ConfigError: the text is no table of schemes. MeshError: groups do not divide.
-    """
-    able = weights(registry.build(config))
-    if not isinstance(asked, str):
-        found = dict(asked)
-    elif asked in (AUTO, PUBLISHED, NONE):
-        found = {}
-    else:
-        found = Schemes.parse(asked).resolve(able)
-    for name, scheme in found.items():
-        inner = able[name].axes[-able[name].contracted]
-        shards = layout.shards(inner) if inner else 1
-        width = math.prod(able[name].shape[-able[name].contracted :])
-        size = scheme.group
-        if size is None or width // size % shards == 0:
-            continue
-        while size > 1 and width // size % shards:
-            size //= 2
-        raise MeshError(
-            f"weights: {scheme} cuts rows of {name} into {width // (scheme.group or 1)} groups, "
-            f"which {layout.mesh_axis(inner or '')}={shards} does not divide; nearest: "
-            f"{Scheme(scheme.word, size) if size >= 8 else 'int8'}"
-        )
-    return found
 
 
 def _contexts(
