@@ -110,7 +110,11 @@ def dequantised(model: Model, plain: Model) -> dict[str, Any]:
 
 def by_numpy(weight: QArray) -> NDArray[np.float32]:
     """What codes, scales and zeros stand for: [out..., in...], or [out..., G, S]."""
-    codes = np.asarray(weight.values).astype(np.float32)
+    codes = np.asarray(weight.values)
+    if weight.is_packed:  # the first of two in the low half, 8 to 15 below zero
+        halves = np.stack((codes & 15, codes >> 4), axis=-1).reshape(*codes.shape[:-1], -1)
+        codes = (halves ^ 8).astype(np.int8) - 8
+    codes = codes.astype(np.float32)
 
     def beside(part: Any) -> NDArray[np.float32]:
         host = np.asarray(part)
