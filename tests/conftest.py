@@ -43,7 +43,7 @@ def _room_for_programs() -> Iterator[None]:
     yield
     if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
         for kept in gc.get_objects():
-            if isinstance(kept, functools._lru_cache_wrapper) and _is_for_tests(kept.__wrapped__):
+            if type(kept) is functools._lru_cache_wrapper and _is_for_tests(kept.__wrapped__):
                 kept.cache_clear()
         jax.clear_caches()
         gc.collect()
