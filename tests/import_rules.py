@@ -14,7 +14,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("testing",),
     ("front doors",),
     ("flags",),
-    ("server", "benchmark", "accuracy", "group"),
+    ("server", "benchmark", "accuracy", "diagnosis", "group"),
     ("engine", "planning", "offline"),
     ("programs", "checkpoint"),
     ("models",),
@@ -32,6 +32,7 @@ WITHIN_A_LEVEL = (
     ("config", "platform"),
     ("quant", "ops"),
     ("server", "benchmark"),
+    ("engine", "planning"),
 )
 
 
@@ -48,7 +49,7 @@ class Rule:
 
 RULES = (
     Rule("absl", ("front doors", "flags")),
-    Rule("os.environ", ("front doors", "sharding.simulate")),
+    Rule("os.environ", ("front doors", "sharding.simulate", "sharding.described")),
     Rule("os.getenv", ("front doors",)),
     Rule(
         "jax.jit",
@@ -86,6 +87,17 @@ NO_JAX = (
     "engine.calls",
     "engine.prompts",
     "programs.buckets",
+    "diagnosis.facts",
+    "diagnosis.findings",
+    "diagnosis.specifiers",
+    "diagnosis.packages",
+    "diagnosis.devices",
+    "diagnosis.environment",
+    "diagnosis.host",
+    "diagnosis.held",
+    "diagnosis.holders",
+    "diagnosis.report",
+    "diagnosis.collect",
     "benchmark.rounds",
     "benchmark.workload",
     "benchmark.steps",

@@ -92,9 +92,26 @@ def test_an_engine_that_cannot_be_is_refused(fields, message):
 
 
 @pytest.mark.parametrize(
+    ("slots", "context", "fit"),
+    [
+        ("auto", None, "slots"),
+        ("auto", 512, "slots"),
+        ("auto", "auto", "both"),
+        (4, "auto", "context"),
+        ("4", "512", "nothing"),
+    ],
+)
+def test_what_is_auto_is_left_to_the_memory(slots, context, fit):
+    engine = EngineConfig.parse(slots, context)
+    assert engine.fit == fit
+    assert engine.classes[0].context == (512 if str(context) == "512" else None)
+    assert fit in ("slots", "both") or engine.slots == 4
+
+
+@pytest.mark.parametrize(
     ("slots", "context", "message"),
     [
-        ("many", None, r"slots is 'many': write N or NxLENGTH, such as 8, 8x2048 or "),
+        ("many", None, r"slots is 'many': write N, NxLENGTH or auto, such as 8, 8x2048 or "),
         ("8x", None, "slots is '8x'"),
         ("8x32,", None, "slots is '8x32,'"),
         ("8x32,4", None, "several classes of slots: give each a length"),
@@ -105,6 +122,9 @@ def test_an_engine_that_cannot_be_is_refused(fields, message):
         (0, None, "slots is 0: at least 1"),
         ("8x32", 64, "slots is '8x32' but context is 64: give one length"),
         (8, 1, "context is 1: at least 2"),
+        (8, "1k", "context is '1k': a number of tokens, or auto"),
+        ("8x32", "auto", "slots is '8x32' but context is auto: give one length"),
+        ("4,8", "auto", "slots or context is auto: that goes with one class"),
         ("8x0", None, "context is 0: at least 2"),
     ],
 )
@@ -201,8 +221,7 @@ def test_what_settings_say_of_the_engine():
         ("[model]\nslots = 3", r"\[model\] has no 'slots'; it takes dtype, model"),
         ("[modle]\nmodel = 'm'", r"\[modle\] is not known; tables: model, mesh, sharding, engine"),
         ("mesh = '2x4'", r"\[mesh\] is not known"),
-        ("[engine]\ncontext = '64'", "context is '64': it must be an integer"),
-        ("[engine]\ncontext = true", "context is True: it must be an integer"),
+        ("[engine]\ncontext = true", "context is True: it must be an integer or a string"),
         ("[engine]\nslots = 2.5", "slots is 2.5: it must be an integer or a string"),
         ("[engine]\nprefill_wait_ms = '5'", "prefill_wait_ms is '5': it must be an integer or a n"),
         ("[engine]\nstrict_compile = 1", "strict_compile is 1: it must be true or false"),

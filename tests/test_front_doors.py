@@ -77,7 +77,7 @@ def refused(result: doors.Result, code: int, *parts: str) -> None:
 WRONG_FLAGS = [
     (("--promt", "x"), 2, ("'promt'", "Did you mean: prompt")),
     (("hello",), 2, ("'hello' is not a flag",)),
-    (("--context", "long"), 2, ("--context=long",)),
+    (("--context", "long"), 2, ("context is 'long': a number of tokens, or auto",)),
     (("--dtype", "float16"), 2, ("--dtype=float16", "auto|bfloat16|float32")),
     (("--mesh", "2by4"), 3, ("mesh '2by4'", "2x4")),
     (("--mesh", "0x4"), 3, ("data is 0", "works is 1")),
@@ -134,7 +134,7 @@ def test_help_lists_the_shared_flags_too(door, names):
     [
         ("[engine]\nslotz = 3", ("'slotz'", "context, context_policy")),
         ("[modle]\n", ("[modle] is not known",)),
-        ("[engine]\ncontext = 'long'", ("context is 'long'", "an integer")),
+        ("[engine]\ncontext = 'long'", ("context is 'long'", "a number of tokens, or auto")),
         ("[engine]\nslots = 3\n[mesh]\nmesh = '4x2'", ("slots is 3", "data=4", "slots 4")),
     ],
 )

@@ -1,6 +1,13 @@
+import dataclasses
+
 import pytest
 
-from tpuinfer.platform import PlatformSettings, for_context, platform_settings
+from tpuinfer.platform import (
+    PlatformSettings,
+    for_attention,
+    for_context,
+    platform_settings,
+)
 
 
 def test_the_cpu_pads_rows_and_keeps_its_ring_in_float32():
@@ -8,8 +15,25 @@ def test_the_cpu_pads_rows_and_keeps_its_ring_in_float32():
     assert (cpu.ring_dtype, cpu.min_rows, cpu.steps) == ("float32", 4, 1)
 
 
-def test_an_unknown_platform_runs_like_a_tpu():
-    assert platform_settings("neuron") == platform_settings("tpu") != platform_settings("gpu")
+def test_an_unknown_platform_runs_like_a_tpu_that_has_no_kernels():
+    plain = dataclasses.replace(platform_settings("tpu"), attention="reference", pallas=None)
+    assert platform_settings("neuron") == plain != platform_settings("gpu")
+
+
+@pytest.mark.parametrize(
+    ("platform", "asked", "reads"),
+    [
+        ("tpu", "auto", "pallas"),
+        ("tpu", "reference", "reference"),
+        ("tpu", "pallas", "pallas"),
+        ("cpu", "auto", "reference"),
+        ("cpu", "pallas", "interpret"),
+        ("gpu", "auto", "reference"),
+        ("gpu", "pallas", "reference"),
+    ],
+)
+def test_what_reads_the_rings(platform, asked, reads):
+    assert for_attention(platform_settings(platform, 8), asked).attention == reads
 
 
 def test_simulated_devices_share_one_prefill_width():

@@ -27,8 +27,9 @@ from tpuinfer.offline.source import Form
 from tpuinfer.offline.table_output import check_own, is_table, write_table
 
 if TYPE_CHECKING:
-    from tpuinfer.engine.build import Loaded, Plan
+    from tpuinfer.engine.build import Loaded
     from tpuinfer.engine.encoder import EncoderPlan, LoadedEncoder
+    from tpuinfer.engine.plan import Plan
 
 flags.adopt_module_key_flags(shared)
 flags.adopt_module_key_flags(sampling_flags)
@@ -341,7 +342,7 @@ def _floor(loaded: "Loaded | LoadedEncoder") -> Floor | None:
     from jax.errors import JaxRuntimeError
 
     from tpuinfer.benchmark import floor
-    from tpuinfer.engine.build import Plan
+    from tpuinfer.engine.plan import Plan
 
     if not isinstance(loaded.plan, Plan):
         return None

@@ -17,6 +17,9 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 RingDtype = Literal["auto", "bfloat16", "float32", "int8", "fp8"]
 RING_DTYPES: tuple[RingDtype, ...] = get_args(RingDtype)
 
+AttentionChoice = Literal["auto", "reference", "pallas"]
+ATTENTION_CHOICES: tuple[AttentionChoice, ...] = get_args(AttentionChoice)
+
 
 @dataclass(frozen=True)
 class SlotClass:
@@ -37,6 +40,9 @@ class SlotClass:
             raise ConfigError(f"context is {self.context}: at least 2 tokens are needed")
 
 
+Fit = Literal["nothing", "slots", "context", "both"]
+"""What the memory of the devices decides."""
+
 ContextPolicy = Literal["stop", "roll"]
 CONTEXT_POLICIES: tuple[ContextPolicy, ...] = get_args(ContextPolicy)
 
@@ -55,6 +61,9 @@ class EngineConfig:
       strict_compile: a compile after warm-up is an error instead of a warning.
       ring: what rings keep keys and values as: auto is by the platform; int8 and fp8 are codes with
         a scale for each row of a head.
+      attention: what reads the rings: auto is by the platform; reference is XLA's, pallas the
+        kernels for TPUs (interpreted on a CPU, slowly).
+      fit: what `engine.fit` is to choose; the number that the only class has for it counts nothing.
     """
 
     classes: tuple[SlotClass, ...] = (SlotClass(),)
@@ -63,12 +72,22 @@ class EngineConfig:
     prefill_wait_ms: float = 0.0
     strict_compile: bool = False
     ring: RingDtype = "auto"
+    attention: AttentionChoice = "auto"
+    fit: Fit = "nothing"
 
     def __post_init__(self) -> None:
+        if self.fit != "nothing" and len(self.classes) > 1:
+            raise ConfigError("slots or context is auto: that goes with one class of slots")
         if self.ring not in RING_DTYPES:
             near = difflib.get_close_matches(str(self.ring), RING_DTYPES, 1, 0.0)[0]
             raise ConfigError(
                 f"ring is {self.ring!r}: one of {', '.join(RING_DTYPES)}; nearest: {near}"
+            )
+        if self.attention not in ATTENTION_CHOICES:
+            near = difflib.get_close_matches(str(self.attention), ATTENTION_CHOICES, 1, 0.0)[0]
+            raise ConfigError(
+                f"attention is {self.attention!r}: one of {', '.join(ATTENTION_CHOICES)}; "
+                f"nearest: {near}"
             )
         if not self.classes:
             raise ConfigError("slots is empty: at least 1 is needed")
@@ -103,25 +122,46 @@ class EngineConfig:
         return sum(one.slots for one in self.classes)
 
     @classmethod
-    def parse(cls, slots: int | str, context: int | None = None, **others: Any) -> "EngineConfig":
-        """From `--slots` (N, NxLENGTH, or several of the latter with commas) and `--context`.
+    def parse(
+        cls, slots: int | str, context: int | str | None = None, **others: Any
+    ) -> "EngineConfig":
+        """From `--slots` (N, NxLENGTH, several of the latter with commas, or auto) and `--context`.
 
         Raises:
           ConfigError: the text is none of these, or names another length than `context`.
         """
+        context, long = _context(context)
+        if str(slots).strip() == "auto":
+            fit: Fit = "both" if long else "slots"
+            return cls((SlotClass(1, context),), fit=fit, **others)
         classes = []
         parts = str(slots).split(",")
         for part in parts:
             match = re.fullmatch(r"\s*(\d+)(?:x(\d+))?\s*", part)
             if match is None:
                 raise ConfigError(
-                    f"slots is {slots!r}: write N or NxLENGTH, such as 8, 8x2048 or 48x2048,8x16384"
+                    f"slots is {slots!r}: write N, NxLENGTH or auto, such as 8, 8x2048 or "
+                    "48x2048,8x16384"
                 )
+            if long and match[2]:
+                raise ConfigError(f"slots is {slots!r} but context is auto: give one length")
             length = int(match[2]) if match[2] else context
             if context is not None and length != context:
                 raise ConfigError(f"slots is {slots!r} but context is {context}: give one length")
             classes.append(SlotClass(int(match[1]), length))
-        return cls(classes=tuple(classes), **others)
+        return cls(classes=tuple(classes), fit="context" if long else "nothing", **others)
+
+
+def _context(context: int | str | None) -> tuple[int | None, bool]:
+    """`--context` as a number, and whether it is auto."""
+    if context is None or isinstance(context, int):
+        return context, False
+    if context.strip() == "auto":
+        return None, True
+    try:
+        return int(context), False
+    except ValueError:
+        raise ConfigError(f"context is {context!r}: a number of tokens, or auto") from None
 
 
 def check_dtype(name: str) -> Dtype:
@@ -142,13 +182,14 @@ class Settings:
     rules: str | None = None
     dtype: str = "auto"
     slots: int | str = 8
-    context: int | None = None
+    context: int | str | None = None
     context_policy: str = "stop"
     sinks: int = 4
     prefill_wait_ms: float = 0.0
     strict_compile: bool = False
     weights: str = "auto"
     ring: str = "auto"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
@@ -167,6 +208,7 @@ class Settings:
             prefill_wait_ms=self.prefill_wait_ms,
             strict_compile=self.strict_compile,
             ring=self.ring,
+            attention=self.attention,
         )
 
 
@@ -176,12 +218,13 @@ _TOML_TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "sharding": {"rules": (str,)},
     "engine": {
         "slots": (int, str),
-        "context": (int,),
+        "context": (int, str),
         "context_policy": (str,),
         "sinks": (int,),
         "prefill_wait_ms": (int, float),
         "strict_compile": (bool,),
         "ring": (str,),
+        "attention": (str,),
     },
 }
 """Table -> key -> the types that its value may have."""

@@ -22,6 +22,10 @@ class MeshError(TpuinferError):
     exit_code = 3
 
 
+class OutOfMemory(MeshError):
+    """Weights, rings and programs take more than the devices have."""
+
+
 class CheckpointError(TpuinferError):
     """A model that is missing, damaged, of an unknown kind, or could not be fetched."""
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from tpuinfer.config import (
+    ATTENTION_CHOICES,
     CONTEXT_POLICIES,
     DTYPES,
     RING_DTYPES,
@@ -25,10 +26,12 @@ from tpuinfer.config import (
     load_settings,
 )
 from tpuinfer.errors import ConfigError, TpuinferError
+from tpuinfer.sharding.simulate import settle_platform
 
 if TYPE_CHECKING:
-    from tpuinfer.engine.build import Loaded, Plan
+    from tpuinfer.engine.build import Loaded
     from tpuinfer.engine.encoder import EncoderPlan, LoadedEncoder
+    from tpuinfer.engine.plan import Plan
 
 _DEFAULT = Settings()
 
@@ -52,13 +55,23 @@ WEIGHTS = flags.DEFINE_string(
 RING = flags.DEFINE_enum(
     "ring", _DEFAULT.ring, RING_DTYPES, "What rings keep keys and values as; auto: by the platform."
 )
+ATTENTION = flags.DEFINE_enum(
+    "attention",
+    _DEFAULT.attention,
+    ATTENTION_CHOICES,
+    "What reads the rings: auto (by the platform), reference (XLA), or pallas (kernels for TPUs).",
+)
 SLOTS = flags.DEFINE_string(
     "slots",
     str(_DEFAULT.slots),
-    "Requests that run at once: N, NxLENGTH, or classes such as 48x2048,8x16384.",
+    "Requests that run at once: N, NxLENGTH, classes such as 48x2048,8x16384, or auto: as many as "
+    "the devices have memory for.",
 )
-CONTEXT = flags.DEFINE_integer(
-    "context", None, "Tokens a request may have, prompt and answer; default: by the model."
+CONTEXT = flags.DEFINE_string(
+    "context",
+    None,
+    "Tokens a request may have, prompt and answer; auto: as many as there is memory for; default: "
+    "by the model.",
 )
 CONTEXT_POLICY = flags.DEFINE_enum(
     "context-policy",
@@ -101,6 +114,7 @@ _SHARED: dict[str, Any] = {
     "dtype": DTYPE,
     "weights": WEIGHTS,
     "ring": RING,
+    "attention": ATTENTION,
     "slots": SLOTS,
     "context": CONTEXT,
     "context_policy": CONTEXT_POLICY,
@@ -264,6 +278,7 @@ def run(main: Callable[..., None], choices: Sequence[str] = ()) -> None:
             format="%(message)s", level=logging.WARNING, stream=sys.stderr, force=True
         )
         logging.getLogger("tpuinfer").setLevel(logging.INFO)
+        settle_platform()
         try:
             main(*argv[1:])
         except TpuinferError as error:

@@ -21,6 +21,10 @@ for several full chunks at once.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
+
+Attention = Literal["reference", "pallas", "interpret"]
+"""What reads the rings: XLA, the kernels of `ops.kernels`, or those interpreted by XLA."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class PlatformSettings:
         rows that chose them, sorted; below, and always if None, every expert computes every row.
       packs_int4: 4-bit codes are kept two in a byte, not as int4.
       default_context: ring length when nobody says one (and the model allows it).
+      attention: what reads the rings. pallas: what does if kernels are asked for; None = there are
+        none for this platform.
     """
 
     dtype: str = "bfloat16"
@@ -66,6 +72,8 @@ class PlatformSettings:
     compiler_options: tuple[tuple[str, str], ...] = ()
     float32_precision: str | None = None
     packs_int4: bool = False
+    attention: Attention = "reference"
+    pallas: Attention | None = None
 
 
 _CPU = PlatformSettings(
@@ -82,6 +90,7 @@ _CPU = PlatformSettings(
         ("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"),
     ),
     packs_int4=True,
+    pallas="interpret",
 )
 
 _SIMULATED = dataclasses.replace(
@@ -93,19 +102,38 @@ prefill and one decode."""
 _SETTINGS = {
     "cpu": _CPU,
     "gpu": PlatformSettings(min_rows=1, steps=8, float32_precision="highest"),
-    "tpu": PlatformSettings(min_rows=8, steps=8, float32_precision="highest"),
+    "tpu": PlatformSettings(
+        min_rows=8, steps=8, float32_precision="highest", attention="pallas", pallas="pallas"
+    ),
 }
+
+_UNKNOWN = dataclasses.replace(_SETTINGS["tpu"], attention="reference", pallas=None)
 
 
 def platform_settings(platform: str, devices: int = 1) -> PlatformSettings:
-    """The settings of a jax platform name ("cpu", "gpu", "tpu"); unknown ones run like a TPU.
+    """The settings of a jax platform name ("cpu", "gpu", "tpu"); unknown ones run like a TPU
+    without kernels.
 
     Args:
       devices: how many the mesh has; on a CPU more than one are simulated.
     """
     if platform == "cpu" and devices > 1:
         return _SIMULATED
-    return _SETTINGS.get(platform, _SETTINGS["tpu"])
+    return _SETTINGS.get(platform, _UNKNOWN)
+
+
+def for_attention(
+    settings: PlatformSettings, asked: Literal["auto", "reference", "pallas"]
+) -> PlatformSettings:
+    """The settings with what was asked for to read the rings, where the platform has it.
+
+    >>> for_attention(platform_settings("cpu"), "pallas").attention
+    'interpret'
+    """
+    if asked == "auto":
+        return settings
+    chosen = settings.pallas if asked == "pallas" else None
+    return dataclasses.replace(settings, attention=chosen or "reference")
 
 
 def for_context(

@@ -200,7 +200,7 @@ class Server:
 
     def _weights(self, name: str) -> Any:
         from tpuinfer.engine import reload
-        from tpuinfer.engine.build import Plan
+        from tpuinfer.engine.plan import Plan
 
         root = _RELOAD_ROOT.value
         assert root is not None, "reloads are off"

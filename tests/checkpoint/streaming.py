@@ -68,7 +68,7 @@ def bytes_of(path: Path, weights: str) -> int:
 
 def _abstract(path: Path, weights: str) -> dict[str, Any]:
     from tpuinfer.checkpoint import load as room
-    from tpuinfer.engine.build import abstract_weights, plan_of
+    from tpuinfer.engine.plan import abstract_weights, plan_of
     from tpuinfer.models import registry
 
     config = registry.read_config(room.read_config(path))

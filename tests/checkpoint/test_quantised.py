@@ -16,7 +16,7 @@ import pytest
 from tpuinfer.checkpoint import by_rows, layout, orbax_store, quantised
 from tpuinfer.checkpoint import load as room
 from tpuinfer.checkpoint.convert import convert
-from tpuinfer.engine.build import abstract_weights, plan_of
+from tpuinfer.engine.plan import abstract_weights, plan_of
 from tpuinfer.errors import CheckpointError
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import weights

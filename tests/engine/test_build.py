@@ -11,6 +11,7 @@ import tiny_model
 from tpuinfer import LLM, SamplingParams
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine import build
+from tpuinfer.engine.plan import plan_of
 from tpuinfer.errors import ConfigError, RequestError, TokenizerError
 from tpuinfer.platform import PlatformSettings
 from tpuinfer.programs.slots import SlotLayout
@@ -40,7 +41,7 @@ SMALL = PlatformSettings(chunk=64, smallest_bucket=16, block=16, steps=2)
 
 def planned(windows=(), mesh="1", **fields):
     config = dataclasses.replace(TINY, windows=windows)
-    return build.plan_of(config, mesh=mesh, engine=EngineConfig.parse(**fields), settings=SMALL)
+    return plan_of(config, mesh=mesh, engine=EngineConfig.parse(**fields), settings=SMALL)
 
 
 def test_rings_of_each_layer_and_class_by_hand():

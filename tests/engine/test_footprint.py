@@ -4,9 +4,9 @@ import pytest
 
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine import footprint
-from tpuinfer.engine.build import plan_of
 from tpuinfer.engine.encoder import encoder_plan_of
 from tpuinfer.engine.footprint import Share
+from tpuinfer.engine.plan import plan_of
 from tpuinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_IDS
 from tpuinfer.model_config import EncoderConfig, Pooling
 from tpuinfer.models import registry

@@ -113,13 +113,13 @@ def _fill_the_machine(why: str) -> None:
     import jax
 
     from tpuinfer.benchmark import floor
-    from tpuinfer.engine import build
+    from tpuinfer.engine import plan
 
     def measured(_: Any) -> Any:
         raise jax.errors.JaxRuntimeError(why)
 
     floor.measured = measured  # type: ignore[assignment]
-    build.Plan = SimpleNamespace  # type: ignore[misc, assignment]
+    plan.Plan = SimpleNamespace  # type: ignore[misc, assignment]
 
 
 def fake_model(seconds: float = 0.0) -> Any:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tpuinfer.cache.ring import Ring, RingAttention, Rows
 from tpuinfer.cache.spec import RingSpec
 from tpuinfer.checkpoint.load import load_params
-from tpuinfer.engine.build import Plan
+from tpuinfer.engine.plan import Plan
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, bind
 

@@ -17,7 +17,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from tpuinfer.config import EngineConfig, SlotClass
-from tpuinfer.engine import build
+from tpuinfer.engine.plan import abstract_device, plan_of
 from tpuinfer.models import registry, sizes
 from tpuinfer.planning import hlo, traffic
 from tpuinfer.platform import platform_settings
@@ -107,14 +107,14 @@ def compiled(cell: Cell) -> Found:
     raw = sizes.find("llama-3.1-8b")
     if cell.layers is not None:
         raw["num_hidden_layers"] = cell.layers
-    plan = build.plan_of(
+    plan = plan_of(
         registry.read_config(raw),
         mesh=described(),
         weights=cell.weights,
         engine=EngineConfig((SlotClass(SLOTS, CONTEXT),), ring=cell.ring),
         settings=dataclasses.replace(platform_settings("tpu"), steps=cell.steps),
     )
-    state, tables = build.abstract_device(plan)
+    state, tables = abstract_device(plan)
     specs = program_specs(
         registry.build(plan.config),
         plan.layout,

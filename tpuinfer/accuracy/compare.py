@@ -20,7 +20,7 @@ from tpuinfer.accuracy.text import Text, Windows, cut
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine import build
-from tpuinfer.engine.build import Plan
+from tpuinfer.engine.plan import Plan, abstract_weights
 from tpuinfer.errors import ConfigError
 from tpuinfer.quant.qarray import bytes_of
 from tpuinfer.sharding.mesh import DATA, parse_mesh
@@ -221,7 +221,7 @@ def _windows(question: Question, plans: Sequence[Plan], window: int) -> Windows:
 
 
 def _weight_bytes(plan: Plan) -> int:
-    parts = jax.tree.leaves(build.abstract_weights(plan))
+    parts = jax.tree.leaves(abstract_weights(plan))
     return sum(bytes_of(part.shape, part.dtype) for part in parts)
 
 

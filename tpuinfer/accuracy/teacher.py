@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from tpuinfer.accuracy.text import Windows
 from tpuinfer.checkpoint import load as checkpoint_load
 from tpuinfer.checkpoint.progress import Progress, silent
-from tpuinfer.engine.build import Params, Plan, abstract_device
+from tpuinfer.engine.build import Params
 from tpuinfer.engine.memory import as_mesh_error
+from tpuinfer.engine.plan import Plan, abstract_device
 from tpuinfer.models import registry
 from tpuinfer.programs.compile import compile_programs, use_compilation_cache
 from tpuinfer.programs.logits import NAME, log_probs_spec

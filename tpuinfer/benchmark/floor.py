@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tpuinfer.benchmark import limits
 from tpuinfer.benchmark.bounds import Cost, Machine, ModelCost, model_cost
-from tpuinfer.engine.build import Plan, abstract_weights
+from tpuinfer.engine.plan import Plan, abstract_weights
 
 Floor = Callable[[int, int, int], float]
 """(requests, prompt tokens, generated tokens) -> the least seconds for all of them."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from tpuinfer.benchmark.bounds import Machine
 from tpuinfer.ops import linear
@@ -25,11 +25,12 @@ _MATMUL = {"cpu": (512, 2048, 8192)}
 _MATMUL_ELSEWHERE = (8192, 8192, 8192)
 
 
-def measure(mesh: Mesh, dtype: str) -> Machine:
+def measure(mesh: Mesh | AbstractMesh, dtype: str) -> Machine:
     """Limits of all devices of a mesh: one is measured, and the others are taken to be like it.
 
     Devices that a CPU simulates share its memory and cores: all of them can do what one can.
     """
+    assert isinstance(mesh, Mesh), "a mesh without devices: nothing can be measured"
     device = mesh.devices.flat[0]
     count = 1 if device.platform == "cpu" else mesh.size
     return Machine(count * read_bandwidth(device), count * matmul_rate(device, dtype))

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from tpuinfer.benchmark.workload import Item
 from tpuinfer.checkpoint.progress import Progress
-from tpuinfer.engine.build import Plan
+from tpuinfer.engine.plan import Plan
 from tpuinfer.errors import ConfigError
 
 TRANSFORMERS, LLAMA_CPP = "transformers", "llama.cpp"

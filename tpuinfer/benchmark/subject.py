@@ -23,6 +23,8 @@ from tpuinfer.config import Settings
 from tpuinfer.engine import build, footprint
 from tpuinfer.engine.accept import Tokenizer
 from tpuinfer.engine.device import DeviceRunner
+from tpuinfer.engine.fit import plan_to_fit
+from tpuinfer.engine.plan import Plan, abstract_weights
 from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import ModelConfig
 from tpuinfer.models import registry, sizes
@@ -42,7 +44,7 @@ class Subject:
     """
 
     name: str
-    plan: build.Plan
+    plan: Plan
     runner: DeviceRunner
     machine: Machine
     cost: ModelCost
@@ -125,7 +127,7 @@ def prepare(
             f"against is {against!r}, which runs on the CPU, and the devices here are "
             f"{mesh.devices.flat[0].device_kind}: leave it out"
         )
-    shapes = build.abstract_weights(plan)
+    shapes = abstract_weights(plan)
     params = random_params(shapes, seed) if plan.path is None else build.load_params(plan)
     peer = None
     if wanted is not None:
@@ -150,7 +152,7 @@ def prepare(
     )
 
 
-def vocabulary(plan: build.Plan) -> Tokenizer:
+def vocabulary(plan: Plan) -> Tokenizer:
     """The model's own tokenizer, or letters for a model that has none.
 
     Raises:
@@ -165,7 +167,7 @@ def vocabulary(plan: build.Plan) -> Tokenizer:
 
 def _plan(
     chosen: Settings, random_weights: str | None, cache_dir: Path | None, progress: Progress
-) -> tuple[build.Plan, Mapping[str, Any]]:
+) -> tuple[Plan, Mapping[str, Any]]:
     """The plan, and the config.json it follows from."""
     engine, mesh, dtype, weights = chosen.engine(), chosen.mesh, chosen.dtype, chosen.weights
     if random_weights:
@@ -177,7 +179,7 @@ def _plan(
         config = registry.read_config(hf_config)
         assert isinstance(config, ModelConfig), "sizes.toml holds decoders"
         rules = load_rules(chosen.rules) if chosen.rules else None
-        plan = build.plan_of(
+        plan = plan_to_fit(
             config, mesh=mesh, rules=rules, dtype=dtype, weights=weights, engine=engine
         )
         return plan, hf_config

@@ -17,6 +17,7 @@ one after the other; one that is not theirs is wholly masked, which changes noth
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -26,8 +27,10 @@ from flax import struct
 from jax.experimental import layout as memory
 from jax.sharding import PartitionSpec
 
+from tpuinfer.cache.by_kernel import Kernel, joined, kernel_for
 from tpuinfer.cache.spec import RING_AXES, SCALE_AXES
 from tpuinfer.ops import attention
+from tpuinfer.platform import Attention
 from tpuinfer.quant import rows as rows_of
 from tpuinfer.quant.rows import Rounded, round_rows
 from tpuinfer.sharding.rules import Layout
@@ -139,11 +142,13 @@ class RingAttention:
       block: ring columns read at a time.
       mode: "prefill"; "decode", where the rows are all slots in order; or "narrow", a decode of
         rows that name their slots.
+      by: what reads the rings.
     """
 
     layout: Layout
     block: int
     mode: Literal["prefill", "decode", "narrow"]
+    by: Attention = "reference"
 
     def __call__(
         self, asked: Asked, rings: Rings, rows: Rows, scores: Scores = Scores()
@@ -172,6 +177,8 @@ class RingAttention:
     ) -> tuple[jax.Array, Rings]:
         q, k, v = _lined_up(asked, rings[0], scores, rows)
         parts = _by_class(rings, rows)
+        if kernel := kernel_for(rings, self.block, self.by):
+            return self._by_slot_kernel(kernel, asked, (q, k, v), rings, parts)
         narrow = self.mode == "narrow"
         if narrow:
             rings = tuple(_put(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
@@ -192,12 +199,39 @@ class RingAttention:
                 dataclasses.replace(part, slot=_after(seen.total, part.slot)) for part in parts
             ]
             rings = tuple(_put(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
-        return _finish(seen, asked.q), rings
+        return _finish(attention.finish(seen), asked.q), rings
+
+    def _by_slot_kernel(
+        self,
+        kernel: Kernel,
+        asked: Asked,
+        own: tuple[attention.Queries, Rounded, Rounded],
+        rings: Rings,
+        parts: list[Rows],
+    ) -> tuple[jax.Array, Rings]:
+        """The same by a kernel: each class's rows at once, the others' cost nothing."""
+        q, k, v = own
+        outs, written = [], []
+        for ring, part in zip(rings, parts, strict=True):
+            if self.mode == "narrow":
+                ring = _put(ring, k, v, part, kernel)
+                slots = jnp.clip(part.slot, 0, ring.keys.shape[0] - 1)
+                outs.append(kernel.decode(q, ring, _newest(part), asked.sink_logits, slots))
+            else:
+                where = (part.slot, part.length)
+                outs.append(kernel.prefill(q, ring, (k, v), where, asked.sink_logits))
+                read = jnp.square(outs[-1][:1, :1, :1, :1, :1])
+                part = dataclasses.replace(part, slot=_after(read, part.slot))
+                ring = _put(ring, k, v, part, kernel)
+            written.append(ring)
+        out = joined(outs, [part.length for part in parts])
+        return _finish(out, asked.q), tuple(written)
 
     def _decode(
         self, scores: Scores, asked: Asked, rings: Rings, rows: Rows
     ) -> tuple[jax.Array, Rings]:
         outs, written, first = [], [], 0
+        kernel = kernel_for(rings, self.block, self.by)
         for ring in rings:
             own = slice(first, first + ring.keys.shape[0])
             first = own.stop
@@ -206,7 +240,7 @@ class RingAttention:
             )
             part = dataclasses.replace(part, slot=part.slot - own.start)
             mine = mine._replace(sink_logits=asked.sink_logits)
-            out, ring = self._decode_class(scores, mine, ring, part)
+            out, ring = self._decode_class(kernel, scores, mine, ring, part)
             outs.append(out)
             written.append(ring)
         if padding := asked.q.shape[0] - first:  # rows added to reach the platform's minimum
@@ -214,19 +248,21 @@ class RingAttention:
         return jnp.concatenate(outs), tuple(written)
 
     def _decode_class(
-        self, scores: Scores, asked: Asked, ring: Ring, rows: Rows
+        self, kernel: Kernel | None, scores: Scores, asked: Asked, ring: Ring, rows: Rows
     ) -> tuple[jax.Array, Ring]:
         q, k, v = _lined_up(asked, ring, scores, rows)
-        ring = _put(ring, k, v, rows)
+        ring = _put(ring, k, v, rows, kernel)
+        if kernel:
+            return _finish(kernel.decode(q, ring, _newest(rows), asked.sink_logits), asked.q), ring
         seen = attention.attend_ring(
             attention.begin(q.main, asked.sink_logits),
             q,
             ring,
             slots=None,
-            newest=jnp.where(rows.length > 0, rows.start + rows.length - 1, -1),
+            newest=_newest(rows),
             block=self.block,
         )
-        return _finish(seen, asked.q), ring
+        return _finish(attention.finish(seen), asked.q), ring
 
 
 def _specs(ring: Ring, layout: Layout) -> Any:
@@ -253,8 +289,14 @@ def _lined_up(
     return attention.Queries(main, sinks, positions, scores.cap), k, v
 
 
-def _finish(seen: attention.Softmax, q: jax.Array) -> jax.Array:
-    return attention.finish(seen).reshape(q.shape).astype(q.dtype)
+def _newest(rows: Rows) -> jax.Array:
+    """[R] the last position of each row that is in its ring once the row is; -1 = an idle row."""
+    return jnp.where(rows.length > 0, rows.start + rows.length - 1, -1)
+
+
+def _finish(out: jax.Array, q: jax.Array) -> jax.Array:
+    """[R, T, K, G, H] float32 as the layer takes it: as q."""
+    return out.reshape(q.shape).astype(q.dtype)
 
 
 def _by_class(rings: Rings, rows: Rows) -> list[Rows]:
@@ -301,23 +343,29 @@ def _after(read: jax.Array, slot: jax.Array) -> jax.Array:
 
     The write must wait for the last read of the old ring, or the compiler copies the ring to have
     both. An optimisation barrier would say so, but is gone before buffers are assigned; a sum of
-    exponentials is never negative, which the compiler does not know.
+    exponentials, or a square, is never negative, which the compiler does not know.
     """
     return jnp.where(read.min() < 0, slot + 1, slot)
 
 
-def _put(ring: Ring, k: Rounded, v: Rounded, rows: Rows) -> Ring:
+def _put(ring: Ring, k: Rounded, v: Rounded, rows: Rows, kernel: Kernel | None = None) -> Ring:
     """`write`, whose result lies in memory as the ring did.
 
     With one KV head there are two orders of the same bytes; if the compiler chose the other one
-    for what is written, it would copy the ring from one to the other and back.
+    for what is written, it would copy the ring from one to the other and back. What lies turned
+    only a kernel can write to.
     """
+    if kernel and kernel.writes(ring):
+        where = (rows.slot, rows.start, rows.length)
+        keys, values = kernel.write(ring, (k, v), where)
+        written = dataclasses.replace(ring, keys=keys, values=values)
+        return _with_scales(written, k, v, _putter(ring, k, rows))
 
     def as_it_was(array: jax.Array) -> jax.Array:
         return memory.with_layout_constraint(array, memory.Layout(tuple(range(array.ndim))))
 
-    written: Ring = jax.tree.map(as_it_was, write(ring, k, v, rows))
-    return written
+    lies_so: Ring = jax.tree.map(as_it_was, write(ring, k, v, rows))
+    return lies_so
 
 
 def write(ring: Ring, k: Rounded, v: Rounded, rows: Rows) -> Ring:
@@ -338,6 +386,20 @@ def write(ring: Ring, k: Rounded, v: Rounded, rows: Rows) -> Ring:
 
         L = 4, a chunk of 6 at start 0      after    4  5  2  3
     """
+    put = _putter(ring, k, rows)
+    written = dataclasses.replace(
+        ring,
+        keys=put(ring.keys, rows_of.as_stored(k.values)),
+        values=put(ring.values, rows_of.as_stored(v.values)),
+    )
+    return _with_scales(written, k, v, put)
+
+
+_Put = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def _putter(ring: Ring, k: Rounded, rows: Rows) -> _Put:
+    """What puts [R, K, T, ...] into an array [B, K, L, ...] of the ring."""
     slots, kv_heads, length, _ = ring.keys.shape
     width = k.values.shape[2]
     turning = length - ring.sinks
@@ -358,17 +420,14 @@ def write(ring: Ring, k: Rounded, v: Rounded, rows: Rows) -> Ring:
         put_in = array.reshape(-1, *row).at[flat].set(new.reshape(-1, *row), mode="drop")
         return put_in.reshape(array.shape)
 
-    written = dataclasses.replace(
-        ring,
-        keys=put(ring.keys, rows_of.as_stored(k.values)),
-        values=put(ring.values, rows_of.as_stored(v.values)),
-    )
+    return put
+
+
+def _with_scales(ring: Ring, k: Rounded, v: Rounded, put: _Put) -> Ring:
     if ring.key_scale is None or ring.value_scale is None:
-        return written
+        return ring
     assert k.scale is not None
     assert v.scale is not None
     return dataclasses.replace(
-        written,
-        key_scale=put(ring.key_scale, k.scale),
-        value_scale=put(ring.value_scale, v.scale),
+        ring, key_scale=put(ring.key_scale, k.scale), value_scale=put(ring.value_scale, v.scale)
     )

@@ -3,41 +3,33 @@
 import dataclasses
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.sharding import Mesh
 
-from tpuinfer.cache.spec import RingSpec
 from tpuinfer.checkpoint import load as checkpoint_load
 from tpuinfer.checkpoint.pooling import read_pooling
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.config import EngineConfig, check_dtype
-from tpuinfer.engine import kept
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.encoder import EncoderPlan, encoder_plan_of
 from tpuinfer.engine.engine import Engine
+from tpuinfer.engine.fit import plan_to_fit
 from tpuinfer.engine.memory import as_mesh_error
-from tpuinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_IDS
+from tpuinfer.engine.plan import Plan, abstract_device, abstract_weights
 from tpuinfer.engine.warmup import WarmUp
 from tpuinfer.errors import ConfigError
-from tpuinfer.model_config import EncoderConfig, ModelConfig
+from tpuinfer.model_config import EncoderConfig
 from tpuinfer.models import registry
-from tpuinfer.models.blueprint import abstract_params, pieces, weights
-from tpuinfer.ops.steering import Tables
-from tpuinfer.platform import PlatformSettings, for_context, platform_settings
-from tpuinfer.programs.buckets import default_buckets
 from tpuinfer.programs.closed_set import program_specs
 from tpuinfer.programs.compile import compile_programs, use_compilation_cache
 from tpuinfer.programs.guard import CompileGuard
-from tpuinfer.programs.slots import SlotLayout
-from tpuinfer.programs.state import DecodeState, abstract_state, abstract_tables, zeros
+from tpuinfer.programs.state import zeros
 from tpuinfer.quant.schemes import AUTO, NONE, PUBLISHED, Scheme
-from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.report import Placement, Sized, place
-from tpuinfer.sharding.rules import Layout, ShardingRules, load_rules, resolve
+from tpuinfer.sharding.mesh import parse_mesh
+from tpuinfer.sharding.rules import ShardingRules, load_rules
 from tpuinfer.sharding.simulate import prepare_cpu_devices
 
 if TYPE_CHECKING:
@@ -47,71 +39,6 @@ _log = logging.getLogger(__name__)
 
 Params = Mapping[str, Any]
 """Arrays and QArrays on the mesh, by name."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything decided before a weight is read: what runs, how large, and where it lies.
-
-    Attributes:
-      path: the checkpoint directory; None when the weights come from elsewhere.
-      dtype: of weights and activations.
-      slots: how many, how long. rings: for each layer, one spec per class of slots.
-      schemes: of the weights that are quantised, by name.
-    """
-
-    path: Path | None
-    config: ModelConfig
-    layout: Layout
-    settings: PlatformSettings
-    dtype: str
-    slots: SlotLayout
-    rings: tuple[tuple[RingSpec, ...], ...]
-    engine: EngineConfig
-    schemes: Mapping[str, Scheme] = field(default_factory=dict)
-
-    @property
-    def context(self) -> int:
-        """Tokens a request may have before the context policy steps in."""
-        return self.slots.capacity
-
-    @property
-    def rolls(self) -> bool:
-        return self.engine.context_policy == "roll"
-
-    @property
-    def buckets(self) -> tuple[int, ...]:
-        """Widths of prefill; the last is the chunk."""
-        chunk = self.settings.chunk
-        return default_buckets(chunk, min(chunk, self.settings.smallest_bucket))
-
-    def placements(self) -> list[Placement]:
-        """Where each weight and ring lies, how large its part is, and why."""
-        blueprint, abstract = registry.build(self.config), abstract_weights(self)
-        named = {}
-        for name, w in weights(blueprint).items():
-            scheme = str(self.schemes.get(name, self.dtype))
-            named[name] = Sized(w.shape, w.axes, scheme, pieces(abstract[name], w.axes))
-        rings = {
-            f"layers.{layer}.{name}.{part}": kept.sized(spec)
-            for part in ("keys", "values")
-            for layer, classes in enumerate(self.rings)
-            for name, spec in zip(self._ring_names(layer), classes, strict=True)
-        }
-        return place(self.layout, named | rings)
-
-    def _ring_names(self, layer: int) -> list[str]:
-        """Of a layer's rings: by the tokens of their class where there are several, and by window.
-
-        Rings of one name are of one shape: they share a row of the report.
-        """
-        names = []
-        for index, spec in enumerate(self.rings[layer]):
-            tokens = f"_{self.slots.capacities[index]}" if len(self.rings[layer]) > 1 else ""
-            longest = max(classes[index].length for classes in self.rings)
-            window = f"_window_{spec.window}" if spec.length < longest else ""
-            names.append(f"ring{tokens}{window}")
-        return names
 
 
 @dataclass(frozen=True)
@@ -198,69 +125,15 @@ def make_any_plan(
     chosen: str | Mapping[str, Scheme] = weights
     if weights in (AUTO, PUBLISHED):
         chosen = checkpoint_load.stored_schemes(path)
-    plan = plan_of(config, mesh=mesh, rules=table, dtype=asked, weights=chosen, engine=engine)
+    plan = plan_to_fit(
+        config,
+        mesh=mesh,
+        rules=table,
+        dtype=asked,
+        weights=chosen,
+        engine=engine or EngineConfig(),
+    )
     return dataclasses.replace(plan, path=path)
-
-
-def plan_of(
-    config: ModelConfig,
-    *,
-    mesh: str | int | Mesh = 1,
-    rules: ShardingRules | None = None,
-    dtype: str = "auto",
-    weights: str | Mapping[str, Scheme] = NONE,
-    engine: EngineConfig | None = None,
-    settings: PlatformSettings | None = None,
-) -> Plan:
-    """Lay a model of these sizes out on the mesh; no checkpoint is needed.
-
-    Args:
-      mesh: its shape; or a mesh of devices, which may be described ones that are not there.
-      weights: how they are kept, as `quant.schemes` says, or the scheme of each that is quantised.
-      settings: what suits the platform; None = what is known of it.
-
-    Raises:
-      ConfigError, MeshError: what cannot work.
-    """
-    engine = engine or EngineConfig()
-    asked = check_dtype(dtype)
-    if not isinstance(mesh, Mesh):
-        shape = parse_mesh(mesh)
-        prepare_cpu_devices(shape.size)
-        mesh = build_mesh(shape)
-    layout = resolve(rules or ShardingRules(), mesh, registry.axis_sizes(config, engine.slots))
-    settings = settings or platform_settings(mesh.devices.flat[0].platform, mesh.size)
-    slots = SlotLayout(
-        tuple(one.slots for one in engine.classes),
-        _contexts(config, engine, settings),
-        layout.shards("batch"),
-    )
-    rolls = engine.context_policy == "roll"
-    if rolls and engine.sinks > slots.capacities[0] // 4:
-        raise ConfigError(
-            f"sinks is {engine.sinks}, of a context of {slots.capacities[0]}: at most a quarter "
-            f"may stay; nearest: {slots.capacities[0] // 4}"
-        )
-    settings = for_context(settings, slots.capacities[0], slots.capacity, rolls)
-    width = settings.dtype if asked == "auto" else asked
-    rings = tuple(
-        kept.rings_of(config, layer, slots, settings, width, engine)
-        for layer in range(config.layers)
-    )
-    if config.settled(slots.capacity) != config:
-        _log.info(
-            "context %d is beyond this model's original one: longrope's long factors hold "
-            "from the first token on, for short texts too",
-            slots.capacity,
-        )
-    config = config.settled(slots.capacity)
-    schemes = kept.schemes_of(config, layout, weights)
-    return Plan(None, config, layout, settings, width, slots, rings, engine, schemes)
-
-
-def abstract_weights(plan: Plan) -> dict[str, Any]:
-    """Every parameter as ShapeDtypeStructs, or QArrays of them: what a checkpoint loads into."""
-    return abstract_params(registry.build(plan.config), plan.layout, plan.dtype, plan.schemes)
 
 
 def load_params(plan: Plan) -> Params:
@@ -313,14 +186,6 @@ def load(
     return Loaded(plan, engine, runner, tokenizer)
 
 
-def abstract_device(plan: Plan) -> tuple[DecodeState, Tables]:
-    """What lives on the devices beside the weights, abstract."""
-    state = abstract_state(
-        plan.rings, plan.layout, vocab=plan.config.vocab, max_stop_ids=MAX_STOP_IDS
-    )
-    return state, abstract_tables(state, MAX_LOGIT_BIAS)
-
-
 def start(
     plan: Plan, params: Params, *, cache_dir: Path | None = None, progress: Progress = silent
 ) -> DeviceRunner:
@@ -357,21 +222,6 @@ def start(
         raise as_mesh_error(error, plan.placements(), _smaller(plan)) from error
     runner.guard = CompileGuard(plan.engine.strict_compile)
     return runner
-
-
-def _contexts(
-    config: ModelConfig, engine: EngineConfig, settings: PlatformSettings
-) -> tuple[int, ...]:
-    contexts = []
-    for one in engine.classes:
-        context = one.context or min(config.context, settings.default_context)
-        if context > config.context:
-            raise ConfigError(
-                f"context is {context}, but the model was made for at most {config.context}; "
-                f"nearest: {config.context}"
-            )
-        contexts.append(context)
-    return tuple(contexts)
 
 
 def _smaller(plan: Plan) -> str:

@@ -208,4 +208,6 @@ def _refuse_what_decoders_have(engine: EngineConfig) -> None:
 
 def _slots(engine: EngineConfig) -> str:
     """How many slots each class has; an encoder's only class may name a length, the context."""
+    if engine.fit in ("slots", "both"):
+        return "auto"
     return ",".join(str(one.slots) for one in engine.classes)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import jax
 
 from tpuinfer.cache.spec import RING_AXES, RingSpec
-from tpuinfer.engine.build import Plan, abstract_device
 from tpuinfer.engine.encoder import EncoderPlan
+from tpuinfer.engine.plan import Plan, abstract_device
 from tpuinfer.programs.manifest import Entry
 from tpuinfer.sharding import report
 from tpuinfer.sharding.rules import Layout
@@ -70,6 +70,16 @@ def shares(plan: Plan | EncoderPlan, programs: Sequence[Entry] = ()) -> list[Sha
         name = max(needs, key=needs.__getitem__)
         rows.append(Share("scratch", name, 1, needs[name]))
     return rows
+
+
+def weight_bytes(plan: Plan) -> int:
+    """All weights on one device."""
+    return sum(share.bytes for share in _weights(plan))
+
+
+def slot_bytes(plan: Plan) -> int:
+    """Rings and state of all slots on one device."""
+    return sum(share.bytes for share in (*_rings(plan), *_state(plan)))
 
 
 def table(rows: Sequence[Share]) -> list[tuple[str, ...]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tpuinfer.checkpoint import layout
-from tpuinfer.engine.build import Plan
 from tpuinfer.engine.encoder import EncoderPlan
+from tpuinfer.engine.plan import Plan
 from tpuinfer.errors import ConfigError
 
 

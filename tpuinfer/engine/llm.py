@@ -56,7 +56,7 @@ class LLM:
         dtype: str = "auto",
         weights: str = "auto",
         slots: int | str = 8,
-        context: int | None = None,
+        context: int | str | None = None,
         chat_template: str | Path | None = None,
         cache_dir: str | Path | None = None,
         progress: Callable[[str, int, int], None] | None = None,
@@ -73,14 +73,14 @@ class LLM:
           weights: how they are kept: auto (as stored), none, published, int8, w8a8, int4, fp8, ...
             as `--weights` takes it.
           slots: requests that run at once: N, "NxLENGTH" with the length of each one's ring, or
-            several classes, such as "48x2048,8x16384".
+            several classes, such as "48x2048,8x16384"; "auto" = as many as there is memory for.
           context: tokens a request may have in all, or a text that is embedded; None = by the
-            model and the platform.
+            model and the platform; "auto" = as many as there is memory for.
           chat_template: a file with a jinja2 template to use instead of the model's own.
           cache_dir: where models and compiled programs are kept; None = the user's cache.
           progress: called with (label, done, total) while loading.
-          engine: what else `EngineConfig` takes: ring, context_policy, sinks, prefill_wait_ms,
-            strict_compile.
+          engine: what else `EngineConfig` takes: ring, attention, context_policy, sinks,
+            prefill_wait_ms, strict_compile.
 
         Raises:
           TpuinferError: one line that names the value, the rule and what works.

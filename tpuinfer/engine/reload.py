@@ -7,7 +7,8 @@ import jax
 
 from tpuinfer.checkpoint import load as checkpoint_load
 from tpuinfer.checkpoint.paths import is_remote, locate
-from tpuinfer.engine.build import Params, Plan, abstract_weights
+from tpuinfer.engine.build import Params
+from tpuinfer.engine.plan import Plan, abstract_weights
 from tpuinfer.errors import CheckpointError
 from tpuinfer.model_config import EncoderConfig
 from tpuinfer.models import registry

@@ -1,6 +1,7 @@
 """The convention that makes a blueprint: ShapeDtypeStructs in nnx Params, bound to arrays later."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from tpuinfer.platform import platform_settings
 from tpuinfer.quant import fit
 from tpuinfer.quant.qarray import QArray, bits_of
 from tpuinfer.quant.schemes import Scheme
+from tpuinfer.sharding.mesh import platform_of
 from tpuinfer.sharding.rules import Layout
 
 Axes = tuple[str | None, ...]
@@ -46,6 +48,11 @@ def weight(shape: tuple[int, ...], axes: Axes, contracted: int = 0) -> nnx.Param
 
 def weights(model: nnx.Module) -> dict[str, Weight]:
     """Every parameter of a blueprint by dotted name, in a fixed order."""
+    return dict(_weights(model))
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(model: nnx.Module) -> Mapping[str, Weight]:
     return {
         _name(path): Weight(param.get_value().shape, param.axes, param.contracted)
         for path, param in sorted(_flat(model).items(), key=lambda item: _name(item[0]))
@@ -61,7 +68,7 @@ def abstract_params(
       schemes: of the parameters that are quantised, by name: they are QArrays of such shapes.
     """
     schemes = schemes or {}
-    packed = platform_settings(layout.mesh.devices.flat[0].platform).packs_int4
+    packed = platform_settings(platform_of(layout.mesh)).packs_int4
 
     def one(name: str, w: Weight) -> Any:
         if name in schemes:

@@ -84,6 +84,10 @@ class Decoder(nnx.Module):
 
     def logits(self, x: jax.Array, layout: Layout) -> jax.Array:
         """[R, D] of one token per row -> [R, V] float32, complete on every model shard."""
+        return layout.constrain(self.cut_logits(x, layout), ("batch", None))
+
+    def cut_logits(self, x: jax.Array, layout: Layout) -> jax.Array:
+        """[R, D] of one token per row -> [R, V] float32, cut along the vocabulary."""
         config = self.config
         head = self.embed_tokens if config.tie_embeddings else self.lm_head
         logits = linear.project(self.norm(x), head.weight.get_value())
@@ -91,5 +95,4 @@ class Decoder(nnx.Module):
             logits = logits * config.logit_scale
         if config.logit_cap is not None:
             logits = config.logit_cap * jnp.tanh(logits / config.logit_cap)
-        logits = layout.constrain(logits, ("batch", "vocab"))
-        return layout.constrain(logits, ("batch", None))
+        return layout.constrain(logits, ("batch", "vocab"))

@@ -74,7 +74,12 @@ def build(config: ModelConfig) -> Decoder: ...
 @overload
 def build(config: EncoderConfig) -> Bert: ...
 def build(config: AnyConfig) -> Decoder | Bert:
-    """The blueprint of a model: shapes and axes, no arrays."""
+    """The blueprint of a model: shapes and axes, no arrays. Not to be changed: it is shared."""
+    return _built(config)
+
+
+@functools.lru_cache(maxsize=8)
+def _built(config: AnyConfig) -> Decoder | Bert:
     return cast(Decoder | Bert, family_of(config).blueprint(config))
 
 

@@ -17,8 +17,12 @@ def sizes() -> Mapping[str, dict[str, Any]]:
     return tomllib.loads(text)
 
 
-def find(name: str) -> dict[str, Any]:
+def find(name: str, said: str = "random-weights") -> dict[str, Any]:
     """The config.json of a name, as `registry.read_config` reads it.
+
+    Args:
+      name: one of sizes.toml.
+      said: what the caller's user calls it, for the message.
 
     Raises:
       ConfigError: no such name; names the nearest and lists them all.
@@ -26,7 +30,5 @@ def find(name: str) -> dict[str, Any]:
     known = sizes()
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
-        raise ConfigError(
-            f"random-weights is {name!r}: one of {', '.join(sorted(known))}; nearest: {near}"
-        )
+        raise ConfigError(f"{said} is {name!r}: one of {', '.join(sorted(known))}; nearest: {near}")
     return dict(known[name])

@@ -98,7 +98,7 @@ def sample(
     """
     V = logits.shape[1]
     offered = logits if steered is None else steered
-    greedy, highest = _most_likely(offered)
+    greedy, highest = most_likely(offered)
     sampled = rows.temperature > 0
 
     def draw() -> jax.Array:
@@ -117,28 +117,43 @@ def score(logits: jax.Array, tokens: jax.Array, asked: jax.Array) -> Sampled:
       logits: [R, V] float32.
       asked: [R] int32, as `SamplingRows.logprobs`.
     """
+    nothing = untold(tokens)
+    told = (asked >= 0).any()
+    return jax.lax.cond(told, lambda: _score(logits, asked, nothing), lambda: nothing)
+
+
+def untold(tokens: jax.Array) -> Sampled:
+    """`tokens` [R] int32 of rows that asked for no log-probabilities."""
     R = tokens.shape[0]
-    nothing = Sampled(
+    return Sampled(
         tokens,
         jnp.zeros(R, jnp.float32),
         jnp.full((R, TOP), -1, jnp.int32),
         jnp.zeros((R, TOP), jnp.float32),
     )
-    told = (asked >= 0).any()
-    return jax.lax.cond(told, lambda: _score(logits, asked, nothing), lambda: nothing)
 
 
-def _most_likely(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The id [R] int32 of the highest logit, and the logit [R].
+def most_likely(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The lowest id [R] int32 of the highest of `logits` [R, V], and that logit [R].
 
-    Among the blocks first, then within one: on a CPU several times as fast as one argmax.
+    Of a row with NaN any id.
     """
+    return jax.lax.platform_dependent(logits, cpu=_by_blocks, default=_at_once)
+
+
+def _by_blocks(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Among the blocks first, then within one: on a CPU several times as fast as one argmax."""
     R, V = logits.shape
     blocks = jnp.pad(logits, ((0, 0), (0, -V % _FAN)), constant_values=-jnp.inf)
     blocks = blocks.reshape(R, -1, _FAN)
     block = blocks.max(axis=-1).argmax(axis=-1).astype(jnp.int32)
     entries = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     return block * _FAN + entries.argmax(axis=-1).astype(jnp.int32), entries.max(axis=-1)
+
+
+def _at_once(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """With no blocks: on a TPU they would be copies of the logits, in another order."""
+    return logits.argmax(axis=-1).astype(jnp.int32), logits.max(axis=-1)
 
 
 def weigh(logits: jax.Array, highest: jax.Array, temperature: jax.Array) -> jax.Array:
@@ -290,7 +305,7 @@ def pick(shares: jax.Array, uniform: jax.Array) -> jax.Array:
 
 def _score(logits: jax.Array, asked: jax.Array, sampled: Sampled) -> Sampled:
     """`sampled` with the log-probabilities that its rows asked for."""
-    _, highest = _most_likely(logits)
+    _, highest = most_likely(logits)
     total = jnp.log(_sum(weigh(logits, highest, jnp.ones_like(highest))))[:, None]
     chosen = jnp.take_along_axis(logits, sampled.tokens[:, None], axis=-1)
     logprobs = jnp.where(asked >= 0, (_fall(chosen, highest) - total)[:, 0], 0.0)

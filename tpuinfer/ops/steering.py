@@ -78,6 +78,11 @@ def penalised(rows: SamplingRows) -> jax.Array:
     return (rows.repetition != 1) | (rows.presence != 0) | (rows.frequency != 0)
 
 
+def steered(rows: SamplingRows, by: Steering) -> jax.Array:
+    """[R] bool: rows whose logits `steer` may change."""
+    return penalised(rows) | rows.biased | (by.barred > 0) | rows.constrained
+
+
 def steer(logits: jax.Array, rows: SamplingRows, by: Steering) -> jax.Array:
     """What each row picks from: [R, V] float32, like `logits`."""
     counted, barred = penalised(rows), by.barred > 0
@@ -88,14 +93,13 @@ def steer(logits: jax.Array, rows: SamplingRows, by: Steering) -> jax.Array:
         (rows.constrained, lambda x: allow(x, by.own(by.tables.masks), rows.constrained)),
     )
 
-    def steered() -> jax.Array:
+    def change_all() -> jax.Array:
         x = logits
         for asked, change in kinds:
             x = jax.lax.cond(asked.any(), change, lambda x: x, x)
         return x
 
-    asked = counted | rows.biased | barred | rows.constrained
-    return jax.lax.cond(asked.any(), steered, lambda: logits)
+    return jax.lax.cond(steered(rows, by).any(), change_all, lambda: logits)
 
 
 def penalise(logits: jax.Array, counts: jax.Array, rows: SamplingRows) -> jax.Array:

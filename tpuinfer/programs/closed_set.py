@@ -78,11 +78,7 @@ def program_specs(
     whole = NamedSharding(layout.mesh, PartitionSpec())
     out_shardings = (jax.tree.map(lambda x: x.sharding, state), whole)
     shards, slots, stops = layout.shards("batch"), state.token.shape[0], state.stops.shape[1]
-    common: dict[str, Any] = {
-        "block": settings.block,
-        "min_rows": settings.min_rows,
-        "dtype": jnp.dtype(dtype),
-    }
+    common: dict[str, Any] = {"settings": settings, "dtype": jnp.dtype(dtype)}
 
     def spec(name: str, function: Any, *given: Any) -> ProgramSpec:
         host = jax.tree.map(lambda x: shaped(x.shape, x.dtype, whole), given)
@@ -105,10 +101,10 @@ def program_specs(
         for rows, width in sorted(sizes, key=lambda size: (size[0], -size[1]))
     ]
     quotas = shaped((slots,), jnp.int32)
-    decode = make_decode(blueprint, layout, steps=settings.steps, **common)
+    decode = make_decode(blueprint, layout, **common)
     specs.append(spec(decode_name(), decode, quotas))
     for rows in narrow_rows(settings, slots // shards):
-        narrow = make_decode(blueprint, layout, steps=settings.steps, narrow=True, **common)
+        narrow = make_decode(blueprint, layout, narrow=True, **common)
         specs.append(spec(decode_name(rows), narrow, quotas, shaped((rows * shards,), jnp.int32)))
     return specs
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from tpuinfer.cache.ring import RingAttention, Rows, horizons
 from tpuinfer.models.blueprint import bind
 from tpuinfer.models.decoder import Decoder
-from tpuinfer.ops.sampling import sample
-from tpuinfer.ops.steering import Steering, Tables, penalised, steer
+from tpuinfer.ops.steering import Steering, Tables, penalised
+from tpuinfer.platform import PlatformSettings
+from tpuinfer.programs.choose import choose
 from tpuinfer.programs.output import Output, nothing, pack
-from tpuinfer.programs.rows import asking, count_tokens, pad_rows, unpad_rows
+from tpuinfer.programs.rows import asking, count_tokens, everywhere, pad_rows, unpad_rows
 from tpuinfer.programs.state import DecodeState
 from tpuinfer.sharding.rules import Layout
 
@@ -24,9 +25,7 @@ def make_decode(
     blueprint: Decoder,
     layout: Layout,
     *,
-    block: int,
-    min_rows: int,
-    steps: int,
+    settings: PlatformSettings,
     dtype: jnp.dtype,
     narrow: bool = False,
 ) -> Decode:
@@ -41,7 +40,9 @@ def make_decode(
         on each data shard and there in any order; an idle row has a number beyond all. Slots that
         are not named do not decode. The result is [steps, R].
     """
-    attend = RingAttention(layout, block, "narrow" if narrow else "decode")
+    mode: Literal["narrow", "decode"] = "narrow" if narrow else "decode"
+    attend = RingAttention(layout, settings.block, mode, settings.attention)
+    min_rows, steps = settings.min_rows, settings.steps
     shards = layout.shards("batch")
 
     def decode(
@@ -64,19 +65,20 @@ def make_decode(
 
         def step(rows: DecodeState, going: jax.Array) -> tuple[DecodeState, Output]:
             given = Rows(local, rows.position, going.astype(jnp.int32), seen_from)
+            given, tokens = everywhere((given, jnp.maximum(rows.token, 0)), layout)
             given = jax.tree.map(lambda x: pad_rows(x, shards, min_rows), given)
-            tokens = pad_rows(jnp.maximum(rows.token, 0), shards, min_rows)[:, None]
+            tokens = pad_rows(tokens, shards, min_rows)[:, None]
             x, rings = model.hidden(tokens, rows.rings, given, attend, layout, dtype)
-            logits = unpad_rows(model.logits(x[:, 0], layout), shards, own)
+            logits = unpad_rows(model.cut_logits(x[:, 0], layout), shards, own)
             sampling, barred = asking(rows.sampling, going), jnp.where(going, rows.barred, 0)
             by = Steering(rows.counts, rows.stops, barred, tables, named)
-            steered = steer(logits, sampling, by)
-            sampled = sample(logits, sampling, rows.position + 1, steered)
+            sampled = choose(logits, sampling, rows.position + 1, by, layout)
             at = jnp.where(penalised(sampling), slots, total)
             counts = count_tokens(rows.counts, at, sampled.tokens, layout)
-            rows = _advance(rows, going, sampled.tokens)
-            rows = dataclasses.replace(rows, rings=rings, counts=counts)
-            return rows, pack(sampled, going)
+            small, out = everywhere(
+                (_advance(rows, going, sampled.tokens).small(), pack(sampled, going)), layout
+            )
+            return dataclasses.replace(small, rings=rings, counts=counts), out
 
         def may_go(index: jax.Array, rows: DecodeState) -> jax.Array:
             return rows.live & (index < own_quotas)

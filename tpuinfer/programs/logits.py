@@ -42,7 +42,7 @@ def log_probs_spec(
       rings: abstract, of each layer.
     """
     shards, whole = layout.shards("batch"), NamedSharding(layout.mesh, PartitionSpec())
-    attend = RingAttention(layout, settings.block, "prefill")
+    attend = RingAttention(layout, settings.block, "prefill", settings.attention)
 
     def log_probs(
         params: Mapping[str, Any],

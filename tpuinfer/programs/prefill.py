@@ -14,8 +14,10 @@ from flax import struct
 from tpuinfer.cache.ring import RingAttention, Rows, horizons
 from tpuinfer.models.blueprint import bind
 from tpuinfer.models.decoder import Decoder
-from tpuinfer.ops.sampling import TOP, Sampled, SamplingRows, sample
-from tpuinfer.ops.steering import IN_PROMPT, Steering, Tables, penalised, steer
+from tpuinfer.ops.sampling import TOP, Sampled, SamplingRows
+from tpuinfer.ops.steering import IN_PROMPT, Steering, Tables, penalised
+from tpuinfer.platform import PlatformSettings
+from tpuinfer.programs.choose import choose
 from tpuinfer.programs.output import Prefilled, pack
 from tpuinfer.programs.rows import asking, count_tokens, pad_rows, unpad_rows
 from tpuinfer.programs.scores import score_prompt, unscored
@@ -80,13 +82,14 @@ Prefill = Callable[
 
 
 def make_prefill(
-    blueprint: Decoder, layout: Layout, *, block: int, min_rows: int, dtype: jnp.dtype
+    blueprint: Decoder, layout: Layout, *, settings: PlatformSettings, dtype: jnp.dtype
 ) -> Prefill:
     """The prefill program: (params, state, tables, input) -> state, Prefilled.
 
     It has the first token of rows whose prompt ends in this chunk, -1 for the others.
     """
-    attend = RingAttention(layout, block, "prefill")
+    attend = RingAttention(layout, settings.block, "prefill", settings.attention)
+    min_rows = settings.min_rows
     shards = layout.shards("batch")
 
     def prefill(
@@ -103,12 +106,11 @@ def make_prefill(
         def first_tokens() -> Sampled:
             at = jnp.maximum(given.length - 1, 0)[:, None, None]
             final = jnp.take_along_axis(x, at, axis=1)[:, 0]
-            logits = model.logits(pad_rows(final, shards, min_rows), layout)
+            logits = model.cut_logits(pad_rows(final, shards, min_rows), layout)
             logits = unpad_rows(logits, shards, final.shape[0] // shards)
             sampling, barred = asking(given.sampling, ends), jnp.where(ends, given.barred, 0)
             by = Steering(counts, given.stops, barred, tables, given.slot)
-            steered = steer(logits, sampling, by)
-            return sample(logits, sampling, given.start + given.length, steered)
+            return choose(logits, sampling, given.start + given.length, by, layout)
 
         def no_tokens() -> Sampled:
             i32, f32 = jnp.zeros(ends.shape, jnp.int32), jnp.zeros(ends.shape)

@@ -1,6 +1,7 @@
 """Rows of a program call, laid out so that each data shard owns an equal, contiguous part."""
 
 import dataclasses
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 from tpuinfer.ops.sampling import SamplingRows
 from tpuinfer.ops.steering import GENERATED
 from tpuinfer.sharding.rules import Layout
+
+T = TypeVar("T")
 
 
 def pad_rows(x: jax.Array, shards: int, rows: int) -> jax.Array:
@@ -41,6 +44,12 @@ def count_tokens(counts: jax.Array, at: jax.Array, tokens: jax.Array, layout: La
     at, tokens = (layout.constrain(x, (None,)) for x in (at, tokens))
     counts = layout.constrain(counts, (None, None)).at[at, tokens].add(GENERATED, mode="drop")
     return layout.constrain(counts, (None, None))
+
+
+def everywhere(tree: T, layout: Layout) -> T:
+    """Small arrays, whole on every device: left alone, the compiler cuts them and sums the cuts."""
+    whole: T = jax.tree.map(lambda x: layout.constrain(x, (None,) * x.ndim), tree)
+    return whole
 
 
 def asking(sampling: SamplingRows, live: jax.Array) -> SamplingRows:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from tpuinfer.errors import MeshError
 from tpuinfer.sharding.simulate import prepare_cpu_devices
@@ -89,6 +89,18 @@ def build_mesh(shape: MeshShape) -> Mesh:
         return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names))
     grid = np.array(devices[: shape.size]).reshape(sizes)
     return Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def platform_of(mesh: Mesh | AbstractMesh) -> str:
+    """The platform of a mesh's devices; a mesh without any stands for TPUs in a plan."""
+    return "tpu" if isinstance(mesh, AbstractMesh) else str(mesh.devices.flat[0].platform)
+
+
+def abstract_mesh(shape: MeshShape) -> AbstractMesh:
+    """A mesh without devices: enough to plan on."""
+    names = tuple(name for name, _ in shape.axes)
+    sizes = tuple(size for _, size in shape.axes)
+    return AbstractMesh(sizes, names, axis_types=(AxisType.Auto,) * len(names))
 
 
 def _devices() -> list[jax.Device]:

@@ -41,6 +41,16 @@ def reduce_model(partial: jax.Array, mesh_axis: str, mode: Mode = "scatter") -> 
     )
 
 
+def padded(columns: int, devices: int) -> int:
+    """Columns that a sum over `devices` carries on TPUs: whole pieces.
+
+    >>> padded(4096, 8), padded(2880, 8)
+    (4096, 4096)
+    """
+    unit = devices * _TPU_PIECE
+    return -(-columns // unit) * unit
+
+
 def _scatter(partial: jax.Array, mesh_axis: str, unit: int = 1) -> jax.Array:
     """Each device sums one piece, a multiple of `unit` columns (zeros fill it up); all get all."""
     last, size = partial.ndim - 1, partial.shape[-1]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from tpuinfer.config import read_toml
 from tpuinfer.errors import MeshError
@@ -144,7 +144,7 @@ class Decision:
 class Layout:
     """The rules resolved for one model on one mesh: specs for anything named in logical axes."""
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     rules: ShardingRules
     decisions: Mapping[str, Decision]
 
@@ -178,7 +178,7 @@ class Layout:
         return jax.lax.with_sharding_constraint(x, self.sharding(axes))
 
 
-def resolve(rules: ShardingRules, mesh: Mesh, sizes: Mapping[str, int]) -> Layout:
+def resolve(rules: ShardingRules, mesh: Mesh | AbstractMesh, sizes: Mapping[str, int]) -> Layout:
     """Decide for each logical axis of a model where it lies on this mesh.
 
     Args:
@@ -204,7 +204,9 @@ def resolve(rules: ShardingRules, mesh: Mesh, sizes: Mapping[str, int]) -> Layou
     return Layout(mesh, rules, decisions)
 
 
-def _decide(axis: str, rules: ShardingRules, mesh: Mesh, size: int | None) -> Decision:
+def _decide(
+    axis: str, rules: ShardingRules, mesh: Mesh | AbstractMesh, size: int | None
+) -> Decision:
     mesh_axis = rules.axes.get(axis)
     if mesh_axis is None:
         return Decision(None, 1, "replicated by the rules")

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpuinfer.config import EngineConfig
-from tpuinfer.engine.build import Plan, abstract_device, plan_of
 from tpuinfer.engine.device import DeviceRunner
+from tpuinfer.engine.plan import Plan, abstract_device, plan_of
 from tpuinfer.model_config import ModelConfig
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, weights
@@ -161,6 +161,7 @@ def tiny(
     block: int = BLOCK,
     quant: str = "none",
     ring: str = "auto",
+    attention: str = "auto",
 ) -> Tiny:
     """A tiny model laid out on a mesh, with the CPU's settings but small chunks and blocks.
 
@@ -169,11 +170,23 @@ def tiny(
       steps: the most decode steps in one dispatch. buckets: two at most; fewer compile sooner.
       rows, narrow: prompts per prefill, and rows of narrow decodes, per data shard.
       sinks: roll with that many sinks; None = stop at the end of the context.
-      quant, ring: as `--weights` and `--ring` take them.
+      quant, ring, attention: as `--weights`, `--ring` and `--attention` take them.
       block: ring columns read at a time. On a CPU sums over fewer than 16 depend on `rows`.
     """
     return _build(
-        config, mesh, slots, dtype, steps, buckets, rows, narrow, sinks, block, quant, ring
+        config,
+        mesh,
+        slots,
+        dtype,
+        steps,
+        buckets,
+        rows,
+        narrow,
+        sinks,
+        block,
+        quant,
+        ring,
+        attention,
     )
 
 
@@ -191,8 +204,9 @@ def _build(
     block: int,
     quant: str,
     ring: str,
+    attention: str,
 ) -> Tiny:
-    others: dict[str, Any] = {"ring": ring}
+    others: dict[str, Any] = {"ring": ring, "attention": attention}
     if sinks is not None:
         others |= {"context_policy": "roll", "sinks": sinks}
     settings = dataclasses.replace(

@@ -25,7 +25,7 @@ from tpuinfer.cache.ring import RingAttention, Rows
 from tpuinfer.checkpoint import load
 from tpuinfer.checkpoint.convert import convert
 from tpuinfer.config import EngineConfig
-from tpuinfer.engine.build import Plan, abstract_device, abstract_weights, plan_of
+from tpuinfer.engine.plan import Plan, abstract_device, abstract_weights, plan_of
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import bind
 from tpuinfer.platform import platform_settings

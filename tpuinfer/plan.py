@@ -1,0 +1,114 @@
+"""`python -m tpuinfer.plan`: what a slice would do with a model, before it is rented."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import flags
+
+from tpuinfer import flags as shared
+from tpuinfer.errors import ConfigError, OutOfMemory
+from tpuinfer.planning import as_json, as_text, compare, question, remedies
+from tpuinfer.planning import topology as slices
+from tpuinfer.planning.answer import answer
+from tpuinfer.planning.question import Question
+from tpuinfer.planning.topology import Topology
+from tpuinfer.sharding.mesh import MeshShape, parse_mesh
+from tpuinfer.sharding.rules import load_rules
+
+flags.adopt_module_key_flags(shared)
+
+_TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    None,
+    "A slice, such as v5e:2x4, v5p:2x2x1, v5e-8 or h100:8; several with --compare.",
+)
+_COMPILE = flags.DEFINE_bool(
+    "compile", False, "Ask the TPU compiler, which needs no TPU; without it figures are reckoned."
+)
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "Decode steps in one dispatch; default: by the platform.", lower_bound=1
+)
+_FIT = flags.DEFINE_bool("fit", False, "Choose slots and context: as --slots auto --context auto.")
+_COMPARE = flags.DEFINE_bool("compare", False, "Rank every mesh of the slice, or of several.")
+_PRICE = flags.DEFINE_float(
+    "price-per-chip-hour", None, "Print what a million tokens cost.", lower_bound=0.0
+)
+_JSON = flags.DEFINE_bool("json", False, "Print JSON (tpuinfer/planning/as_json.py describes it).")
+
+
+def main() -> None:
+    """Answer the question that the flags put; exit with 3 if it does not fit."""
+    jax.config.update("jax_platforms", "cpu")  # nothing runs, and no TPU is to be taken
+    chosen = shared.settings()
+    if not _TOPOLOGY.value:
+        raise ConfigError("topology is not given: such as --topology v5e:2x4")
+    if _FIT.value:
+        chosen = dataclasses.replace(chosen, slots="auto", context="auto")
+    topologies = slices.several(_TOPOLOGY.value)
+    name, config = question.find_model(chosen.model)
+    asked = Question(
+        name,
+        config,
+        topologies[0],
+        _mesh(chosen.mesh, topologies[0]),
+        engine=chosen.engine(),
+        weights=chosen.weights if chosen.weights != "auto" else "none",
+        rules=load_rules(chosen.rules) if chosen.rules else None,
+        dtype=chosen.dtype,
+        steps=_STEPS.value,
+    )
+    if _COMPARE.value:
+        rows = compare.compare(asked, topologies, _PRICE.value)
+        _print(rows, as_json.comparison, as_text.comparison)
+        return
+    if len(topologies) > 1:
+        raise ConfigError(f"topology is {_TOPOLOGY.value!r}: several go with --compare")
+    _answer(asked)
+
+
+def _mesh(text: str, topology: Topology) -> MeshShape:
+    """What --mesh says; where it says nothing, all devices along the model axis."""
+    return (
+        parse_mesh(text)
+        if shared.MESH.present or shared.CONFIG.value
+        else slices.meshes(topology)[0]
+    )
+
+
+def _answer(asked: Question) -> None:
+    def note(program: str) -> None:
+        print(f"compiled {program}", file=sys.stderr, flush=True)
+
+    if _COMPILE.value and not asked.topology.is_tpu:
+        raise ConfigError(
+            f"compile is set, and topology is {asked.topology}: the compiler that needs no device "
+            "is the TPU's; nearest: leave out --compile"
+        )
+    try:
+        found = answer(asked, compile=_COMPILE.value, note=note)
+    except OutOfMemory as error:
+        would = remedies.remedies(asked)
+        raise OutOfMemory(f"{error}\n{as_text.changes_in_words(would)}") from error
+    would = [] if found.fits else remedies.remedies(asked)
+    _print(
+        found,
+        lambda found, price: as_json.as_json(found, would, price),
+        lambda found, price: as_text.as_text(found, would, price),
+    )
+    if not found.fits:
+        sys.exit(OutOfMemory.exit_code)
+
+
+def _print(
+    found: Any, data: Callable[[Any, float | None], Any], text: Callable[[Any, float | None], str]
+) -> None:
+    price = _PRICE.value
+    print(json.dumps(data(found, price), indent=1) if _JSON.value else text(found, price))
+
+
+if __name__ == "__main__":
+    shared.run(main)
