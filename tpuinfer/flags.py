@@ -3,12 +3,13 @@
 absl flags are process-global, so each shared flag is defined here and nowhere else.
 """
 
+import contextlib
 import difflib
 import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,7 +26,7 @@ from tpuinfer.config import (
     Settings,
     load_settings,
 )
-from tpuinfer.errors import ConfigError, TpuinferError
+from tpuinfer.errors import ConfigError, OutOfMemory, TpuinferError
 from tpuinfer.sharding.simulate import settle_platform
 
 if TYPE_CHECKING:
@@ -125,15 +126,22 @@ _SHARED: dict[str, Any] = {
 
 Watch = Callable[[str, int, int], None]
 
+_log = logging.getLogger(__name__)
+
 
 def settings() -> Settings:
     """What the flags and the file named by --config say together; flags given win.
 
     Raises:
-      ConfigError: the file or a value cannot be used.
+      ConfigError: the file or a value cannot be used. MeshError: its topology is no slice.
     """
     given = {name: flag.value for name, flag in _SHARED.items() if flag.present}
-    return load_settings(CONFIG.value, given) if CONFIG.value else Settings(**given)
+    found = load_settings(CONFIG.value, given) if CONFIG.value else Settings(**given)
+    if found.topology is not None:
+        from tpuinfer.planning import topology
+
+        topology.parse(found.topology)
+    return found
 
 
 def cache_dir() -> Path | None:
@@ -151,14 +159,16 @@ def load(chosen: Settings, engine: EngineConfig) -> "Loaded":
 
     with Bars() as progress:
         plan = build.make_plan(chosen.model, **_wanted(chosen, engine, progress))
+        _compare_slices(chosen.topology)
         _before_loading(plan, progress)
-        loaded = build.load(
-            plan,
-            chat_template=CHAT_TEMPLATE.value,
-            max_waiting=2**31,
-            cache_dir=cache_dir(),
-            progress=progress,
-        )
+        with _explained(plan, chosen):
+            loaded = build.load(
+                plan,
+                chat_template=CHAT_TEMPLATE.value,
+                max_waiting=2**31,
+                cache_dir=cache_dir(),
+                progress=progress,
+            )
     _after_loading(loaded)
     return loaded
 
@@ -172,7 +182,9 @@ def plan_to_serve(chosen: Settings, engine: EngineConfig) -> "Plan | EncoderPlan
     from tpuinfer.engine import build
 
     with Bars() as progress:
-        return build.make_any_plan(chosen.model, **_wanted(chosen, engine, progress))
+        plan = build.make_any_plan(chosen.model, **_wanted(chosen, engine, progress))
+    _compare_slices(chosen.topology)
+    return plan
 
 
 def load_to_serve(
@@ -197,16 +209,29 @@ def load_to_serve(
             if CHAT_TEMPLATE.value:
                 raise ConfigError(f"chat-template is {CHAT_TEMPLATE.value}: an encoder has no chat")
             return encoder.load_encoder(plan, cache_dir=cache_dir(), progress=progress)
-        loaded = build.load(
-            plan,
-            chat_template=CHAT_TEMPLATE.value,
-            max_waiting=max_waiting,
-            max_waiting_tokens=max_waiting_tokens,
-            cache_dir=cache_dir(),
-            progress=progress,
-        )
+        with _explained(plan, chosen):
+            loaded = build.load(
+                plan,
+                chat_template=CHAT_TEMPLATE.value,
+                max_waiting=max_waiting,
+                max_waiting_tokens=max_waiting_tokens,
+                cache_dir=cache_dir(),
+                progress=progress,
+            )
     _after_loading(loaded)
     return loaded
+
+
+@contextlib.contextmanager
+def _explained(plan: "Plan", chosen: Settings) -> Iterator[None]:
+    """A start that runs out of memory says what takes it, and what would fit."""
+    try:
+        yield
+    except OutOfMemory as error:
+        from tpuinfer.planning import running
+
+        text = running.explain(plan, chosen.model, chosen.weights)
+        raise OutOfMemory(f"{error}\n\n{text}") from error
 
 
 def _wanted(chosen: Settings, engine: EngineConfig, progress: "Watch") -> dict[str, Any]:
@@ -220,6 +245,34 @@ def _wanted(chosen: Settings, engine: EngineConfig, progress: "Watch") -> dict[s
         "cache_dir": cache_dir(),
         "progress": progress,
     }
+
+
+def _compare_slices(topology: str | None) -> None:
+    """Say so where the devices are not those that the config was chosen for.
+
+    A CPU says already that it simulates them.
+    """
+    if topology is None:
+        return
+    import jax
+
+    from tpuinfer.planning import hardware
+    from tpuinfer.planning import topology as slices
+
+    wanted, found = slices.parse(topology), jax.devices()
+    kind = found[0].device_kind
+    same = hardware.by_device_kind(kind) is wanted.chip and len(found) == wanted.devices
+    if same or found[0].platform == "cpu":
+        return
+    _log.warning(
+        "the config is for %s, %d devices of %s, and here are %d of %s: mesh, slots and context "
+        "may not suit them; python -m tpuinfer.plan --compare tells what does",
+        wanted,
+        wanted.devices,
+        wanted.chip.title,
+        len(found),
+        kind,
+    )
 
 
 def _before_loading(plan: "Plan | EncoderPlan", progress: "Watch") -> None:

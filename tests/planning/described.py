@@ -41,10 +41,11 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class Cell:
-    """What is compiled: Llama-3.1-8B's sizes on v5e:2x4, model=8.
+    """What is compiled: Llama-3.1-8B's sizes on v5e:2x4.
 
     Attributes:
       layers: None = all 32. steps: in one dispatch. width: of a prefill; None = decode.
+      data: shards of the slots; the model is cut over the other chips.
     """
 
     weights: str = "none"
@@ -52,6 +53,7 @@ class Cell:
     steps: int = 1
     layers: int | None = None
     width: int | None = None
+    data: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Found:
     Attributes:
       arguments, alias, temporary: as the compiler allocates. seconds: it took.
       sizes: of each parameter, by name. moved: all that the program moves.
+      looked_up: rows of the embedding that a decode step reads.
     """
 
     arguments: int
@@ -69,6 +72,7 @@ class Found:
     seconds: float
     sizes: dict[str, int]
     moved: traffic.Traffic
+    looked_up: int
 
     @functools.cached_property
     def weights(self) -> list[str]:
@@ -79,6 +83,11 @@ class Found:
     @functools.cached_property
     def rings(self) -> list[str]:
         return [name for name in self.sizes if name.startswith("state.rings")]
+
+    @property
+    def ideal(self) -> int:
+        """What a decode step cannot do without: weights and rings once, rows of the embedding."""
+        return self.bytes_of(self.weights) + self.bytes_of(self.rings) + self.looked_up
 
     def bytes_of(self, names: list[str]) -> int:
         return sum(self.sizes[name] for name in names)
@@ -109,7 +118,7 @@ def compiled(cell: Cell) -> Found:
         raw["num_hidden_layers"] = cell.layers
     plan = plan_of(
         registry.read_config(raw),
-        mesh=described(),
+        mesh=described(data=cell.data),
         weights=cell.weights,
         engine=EngineConfig((SlotClass(SLOTS, CONTEXT),), ring=cell.ring),
         settings=dataclasses.replace(platform_settings("tpu"), steps=cell.steps),
@@ -132,13 +141,17 @@ def compiled(cell: Cell) -> Found:
     module, memory = hlo.parse(made.as_text()), made.memory_analysis()
     # Rings are read block by block, up to the longest slot: here all of them, at the worst.
     trips = {"shard_map/while": CONTEXT // plan.settings.block, "jit(decode)/while": cell.steps}
+    sizes_of = traffic.sizes(module)
+    table = sum(size for name, size in sizes_of.items() if "embed_tokens" in name)
+    own = plan.config.vocab // plan.layout.shards("vocab")
     return Found(
         memory.argument_size_in_bytes,
         memory.alias_size_in_bytes,
         memory.temp_size_in_bytes,
         seconds,
-        traffic.sizes(module),
+        sizes_of,
         traffic.measure(module, traffic.Assumed(trips)),
+        table // own * (SLOTS // cell.data),
     )
 
 
@@ -153,6 +166,8 @@ GRID = {
     "fp8 ring": Cell(ring="fp8"),
     "int8, int8 ring": Cell("int8", "int8"),
     "bf16, 8 steps": Cell(steps=8),
+    "bf16, 2x4": Cell(data=2),
+    "bf16, 2x4, 8 steps": Cell(data=2, steps=8),
     "int8, 8 steps": Cell("int8", steps=8),
     "bf16, prefill": Cell(width=512),
     "int8, prefill": Cell("int8", width=512),
@@ -165,8 +180,8 @@ GRID = {
 def row(name: str, cell: Cell) -> str:
     """A line of the table: GB a chip, for one step."""
     found, steps = compiled(cell), cell.steps
-    rings, weights = found.bytes_of(found.rings), found.bytes_of(found.weights)
-    ideal = weights + (rings if cell.width is None else 0)
+    weights = found.bytes_of(found.weights)
+    ideal = found.ideal if cell.width is None else weights
     moved = found.moved.nbytes / steps
     figures = [
         f"{found.arguments / 1e9:.3f}",

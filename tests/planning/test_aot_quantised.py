@@ -32,6 +32,10 @@ def test_int8_weights_move_once_a_step(decode):
     assert decode.copies(decode.weights) == []
 
 
+def test_all_that_moves_is_what_a_step_cannot_do_without(decode):
+    assert decode.moved.nbytes <= 1.03 * decode.ideal
+
+
 def test_an_int8_embedding_is_read_by_rows(decode):
     table = [name for name in decode.sizes if "embed_tokens" in name]
     assert decode.moved.of(table) <= 2 * described.SLOTS * (4096 + 4)

@@ -91,7 +91,7 @@ def test_auto_slots_fill_the_memory():
     found = answer(ask(slots="auto", context="auto"))
     assert found.fits
     assert found.hbm.headroom < 0.1 * capacity(found.question.topology)
-    with pytest.raises(OutOfMemory, match="no slot fits: weights take 17.6"):
+    with pytest.raises(OutOfMemory, match=r"no slot fits: weights take 17\.6"):
         answer(dataclasses.replace(BIG, engine=ask(slots="auto").engine))
 
 

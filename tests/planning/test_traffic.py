@@ -143,6 +143,50 @@ def test_an_operand_that_is_named_twice_is_read_once():
     assert traffic.measure(program).nbytes == 64 * ROW
 
 
+KERNEL = (
+    'custom_call_target="tpu_custom_call", '
+    'backend_config={"custom_call_config":{"body":"TUz","cost_estimate":{"flops":"9",'
+    '"bytes_accessed":"4096"},"input_memory_space_colors":['
+    '{"operand_index":"1","color":"0"},{"operand_index":"2","color":"0"}]}}'
+)
+
+
+def test_a_kernel_touches_what_it_tells_of_what_it_keeps_in_hbm():
+    """Here of two rings of one size; queries and result count whole, where they are in HBM."""
+    program = module(
+        f"""{named(0, "q", "f32[8,128]{1,0}")}
+        {named(1, "keys")}
+        {named(2, "values")}
+        ROOT %out = f32[8,128]{{1,0}} custom-call(%p0, %p1, %p2), {KERNEL}"""
+    )
+    found = traffic.measure(program)
+    assert found.of(["keys"]) == found.of(["values"]) == 2048
+    assert found.nbytes == 4096 + 2 * 8 * ROW
+    assert found.copies(["keys", "values"], 1) == []
+
+
+def test_a_kernel_that_writes_in_place_hands_its_operands_on():
+    aliasing = "output_to_operand_aliasing={{0}: (1, {}), {1}: (2, {})}, "
+    program = module(
+        f"""{named(0, "new", VMEM)}
+        {named(1, "keys")}
+        {named(2, "values")}
+        %w = ({X}, {X}) custom-call(%p0, %p1, %p2), {aliasing}{KERNEL}
+        %k = {X} get-tuple-element(%w), index=0
+        ROOT %n = {VMEM} negate(%k)"""
+    )
+    found = traffic.measure(program)
+    assert found.of(["values"]) == 2048
+    assert found.of(["keys"]) == 2048 + 64 * ROW  # it is still known whose they are
+    assert found.copies(["keys", "values"], 1) == []
+
+
+def test_a_kernel_that_tells_nothing_counts_whole():
+    target = 'custom_call_target="tpu_custom_call"'
+    program = module(f"{named(0, 'x')}\nROOT %out = {VMEM} custom-call(%p0), {target}")
+    assert traffic.measure(program).nbytes == 64 * ROW
+
+
 def test_collectives_by_kind_with_the_bytes_of_their_larger_side():
     small = "f32[8,128]{1,0:S(1)}"
     program = module(

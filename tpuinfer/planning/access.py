@@ -2,6 +2,7 @@
 
     slice, gather          read what they take; so does a fusion that uses an operand for no more
     update-slice, scatter  are in place: they write what is new, and read none of the rest
+    a kernel of one's own  touches as much of what it keeps in HBM as it tells, and the rest whole
     everything else        reads its operands whole and writes its results whole
 
 What lies in another memory costs nothing. Bytes are those in memory, whole tiles.
@@ -9,7 +10,7 @@ What lies in another memory costs nothing. Bytes are those in memory, whole tile
 
 from typing import Literal
 
-from tpuinfer.planning.hlo import Computation, Instruction, Module, Shape
+from tpuinfer.planning.hlo import Array, Computation, Instruction, Module, Shape
 
 _REWRITES = frozenset(["bitcast", "copy", "convert", "reshape", "transpose"])
 _TAKES = frozenset(["slice", "dynamic-slice", "gather"])
@@ -40,12 +41,24 @@ def read(module: Module, body: Computation, one: Instruction, at: int) -> int:
         return 0
     if one.opcode == "slice-start":
         return one.made[0].stored
+    if one.call is not None and at in one.call.pinned:
+        return _told(body, one, array)
     part = _part(module, one, at)
     return array.stored if part is None else min(array.stored, -(-part * array.bits // 8))
 
 
+def _told(body: Computation, one: Instruction, array: Array) -> int:
+    """The share of an operand in what a kernel tells of all that it keeps in HBM."""
+    assert one.call is not None
+    kept = sum(body.by_name[one.operands[at]].array.stored for at in one.call.pinned)
+    return round(one.call.told * array.stored / kept)
+
+
 def written(module: Module, body: Computation, one: Instruction) -> int:
     """Bytes that an instruction puts into HBM."""
+    if one.call is not None:
+        new = [array for at, array in enumerate(one.made) if at not in one.call.aliases]
+        return sum(array.stored for array in new if not array.space)
     return _new(module, body, one, one.made)
 
 

@@ -32,6 +32,12 @@ _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_TOLD = re.compile(r'"cost_estimate":\{[^}]*"bytes_accessed":"(\d+)"')
+_PINNED = re.compile(r'"operand_index":"(\d+)","color":"0"')
+_ALIASING = re.compile(
+    r"output_to_operand_aliasing=\{((?:\{[^}]*\}: \(\d+, \{[^}]*\}\)(?:, )?)*)\}"
+)
+_ALIAS = re.compile(r"\{(\d*)\}: \((\d+),")
 _TILE = re.compile(r"T\(([\d,]+)\)")
 _SPACE = re.compile(r"S\((\d+)\)")
 _BITS = re.compile(r"E\((\d+)\)")
@@ -85,6 +91,20 @@ Shape = tuple[Array, ...]
 
 
 @dataclass(frozen=True)
+class Call:
+    """What the text says of a call of a kernel of one's own.
+
+    Attributes:
+      told: bytes of HBM that the kernel says it touches, of `pinned` operands and what they alias.
+      pinned: numbers of operands that stay in HBM. aliases: number of a result -> of its operand.
+    """
+
+    told: int
+    pinned: tuple[int, ...] = ()
+    aliases: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Instruction:
     """One line of a computation.
 
@@ -93,6 +113,7 @@ class Instruction:
       called: the computations it names, by role (calls, body, condition, to_apply, branch0, ...).
       index: of a parameter or a get-tuple-element. target: of a custom call.
       op_name: where it comes from in the traced program; of an entry parameter its own name.
+      call: of a kernel that tells what it touches.
       cycles: the compiler's estimate. trips: how often a loop runs, where the compiler knows it.
     """
 
@@ -106,6 +127,7 @@ class Instruction:
     op_name: str = ""
     cycles: int = 0
     trips: int | None = None
+    call: Call | None = None
 
     @property
     def array(self) -> Array:
@@ -243,8 +265,21 @@ def _instruction(line: str) -> tuple[Instruction, bool]:
         op_name[1].replace("\\'", "'") if op_name else "",
         int(cycles[1]) if cycles else 0,
         int(trips[1]) if trips else None,
+        _call(rest) if opcode[1] == "custom-call" else None,
     )
     return made, start[1] is not None
+
+
+def _call(attributes: str) -> Call | None:
+    told, aliasing = _TOLD.search(attributes), _ALIASING.search(attributes)
+    if told is None:
+        return None
+    pairs = _ALIAS.findall(aliasing[1]) if aliasing else []
+    return Call(
+        int(told[1]),
+        tuple(sorted({int(at) for at in _PINNED.findall(attributes)})),
+        {int(result or 0): int(operand) for result, operand in pairs},
+    )
 
 
 def _called(attributes: str) -> dict[str, str]:

@@ -12,8 +12,9 @@ is in VMEM.
 Each value is followed from the entry parameter that it came from, through copies, slices, loops and
 fusions that only rewrite it (widen, scale, turn), so that bytes can be asked for by parameter.
 
-Known limits: a Pallas call's operands count whole; a dot that reads an operand more than once from
-HBM counts once; collectives in windows (collective matmuls) count too often.
+Known limits: of a kernel of one's own what it tells is believed, its data-dependent skips are not
+seen; a dot that reads an operand more than once from HBM counts once; collectives in windows
+(collective matmuls) count too often.
 """
 
 from collections.abc import Iterable, Mapping
@@ -196,6 +197,10 @@ class _Walk:
             return first
         move = self._move(body, one, [_single(source) for source in operands], times)
         self.moves.append(move)
+        if one.call is not None and one.call.aliases:
+            kept = one.call.aliases
+            given = [operands[kept[at]] if at in kept else None for at in range(len(one.made))]
+            return tuple(given) if len(given) > 1 else given[0]
         return move.result
 
     def _branch(self, one: Instruction, operands: list[Source], times: int) -> Source:

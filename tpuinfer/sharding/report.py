@@ -5,7 +5,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tpuinfer.sharding.mesh import platform_of
 from tpuinfer.sharding.rules import Layout
+
+_LANES = 128
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,12 @@ def place(layout: Layout, arrays: Mapping[str, Sized]) -> list[Placement]:
 
 
 def _bytes(layout: Layout, shape: tuple[int, ...], axes: tuple[str | None, ...], bits: int) -> int:
-    """Of one device's part."""
-    cut = math.prod(layout.shards(axis) for axis in axes if axis is not None)
-    return -(-math.prod(shape) * bits // (8 * cut))
+    """Of one device's part. TPUs keep rows of 128: longer ones are filled up to whole ones."""
+    cuts = [1 if axis is None else layout.shards(axis) for axis in axes]
+    own = [-(-size // cut) for size, cut in zip(shape, cuts, strict=True)]
+    if own and own[-1] > _LANES and platform_of(layout.mesh) == "tpu":
+        own[-1] = -(-own[-1] // _LANES) * _LANES
+    return -(-math.prod(own) * bits // 8)
 
 
 def table(rows: Sequence[Placement]) -> list[tuple[str, ...]]:

@@ -1,0 +1,99 @@
+"""`python -m tpuinfer.plan` from the outside."""
+
+import json
+
+import doors
+import pytest
+
+EIGHT_B = ("--model", "llama-3.1-8b", "--topology", "v5e:2x4", "--slots", "64x2048")
+
+
+def test_a_plan_that_fits_is_a_table():
+    made = doors.run("plan", *EIGHT_B, "--mesh", "8")
+    assert (made.code, made.err) == (0, "")
+    assert made.out.splitlines()[0].endswith("ring bfloat16: fits")
+    assert "headroom" in made.out
+
+
+def test_without_a_mesh_all_devices_lie_along_the_model_axis():
+    made = doors.run("plan", *EIGHT_B, "--json")
+    found = json.loads(made.out)
+    assert found["mesh"] == {"data": 1, "model": 8}
+    assert found["programs"]["decode"]["ideal_bytes"] == pytest.approx(4.026e9, rel=1e-3)
+
+
+def test_a_plan_that_does_not_fit_exits_so_and_names_what_would():
+    flags = ("--model", "llama-3.3-70b", "--topology", "v5e:2x4", "--mesh", "8", "--json")
+    made = doors.run("plan", *flags, "--slots", "16x2048")
+    found = json.loads(made.out)
+    assert made.code == 3
+    assert found["fits"] is False
+    assert any(one["flags"] == "--weights int8 --ring int8" for one in found["remedies"])
+    made = doors.run("plan", *flags, "--fit")
+    assert made.code == 3
+    assert "no slot fits: weights take 17.6" in made.err
+    assert "--weights int8 --ring int8" in made.err
+
+
+def test_fit_chooses_and_compare_ranks():
+    made = doors.run("plan", *EIGHT_B[:4], "--fit", "--json")
+    assert json.loads(made.out)["fits"]
+    made = doors.run("plan", *EIGHT_B, "--compare", "--price-per-chip-hour", "1.2")
+    assert [line.split()[1] for line in made.out.splitlines()[1:4]] == ["8", "2x4", "4x2"]
+    assert "$/Mtok" in made.out
+
+
+def test_steps_and_quantised_rings_reach_the_plan():
+    made = doors.run(
+        "plan", *EIGHT_B, "--steps", "3", "--ring", "int8", "--weights", "int8", "--json"
+    )
+    found = json.loads(made.out)
+    assert (found["steps"], found["ring"], found["weights"]) == (3, "int8", "int8")
+
+
+def test_any_config_json_will_do(tmp_path):
+    config = {
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "vocab_size": 1024,
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    made = doors.run("plan", "--model", str(tmp_path), "--topology", "v5e-8", "--json")
+    found = json.loads(made.out)
+    assert (found["model"], found["topology"], found["fits"]) == (tmp_path.name, "v5e:2x4", True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "says"),
+    [
+        (("--topology", "v5x:2x4"), 3, "chip is 'v5x': one of v4, v5e, "),
+        (("--topology", "v5e:3x4"), 3, "no slice of TPU v5e; nearest: v5e:"),
+        ((), 2, "topology is given neither by a flag nor"),
+        (("--topology", "v5e-8", "--mesh", "4x4"), 3, "has 8; nearest: "),
+        (("--topology", "v5e-8,v6e-8"), 2, "several go with --compare"),
+        (("--topology", "h100:8", "--compile"), 2, "nearest: leave out --compile"),
+        (("--topology", "v5e-8", "--slots", "9", "--mesh", "2x4"), 3, "data=2 does not divide"),
+        (("--topology", "v5e-8", "--model", "lama-3"), 2, "nearest: llama-3"),
+        (("--topology", "v5e-8", "--model", "/nowhere/config.json"), 2, "cannot be read"),
+    ],
+)
+def test_wrong_input_is_one_line_with_the_nearest_that_works(flags, code, says):
+    model = () if "--model" in flags else ("--model", "llama-3.1-8b")
+    made = doors.run("plan", *model, *flags)
+    assert (made.code, made.out, made.err.count("\n")) == (code, "", 1)
+    assert says in made.err
+
+
+def test_rules_that_name_an_unknown_axis_are_refused(tmp_path):
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[axes]\nhead = "model"\n')
+    made = doors.run("plan", *EIGHT_B, "--rules", str(rules))
+    assert (made.code, made.err.count("\n")) == (3, 1)
+    assert "'head', which is no logical axis; nearest: 'heads'" in made.err
