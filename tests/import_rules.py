@@ -14,7 +14,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("testing",),
     ("front doors",),
     ("flags",),
-    ("server", "benchmark", "accuracy", "diagnosis", "group"),
+    ("server", "benchmark", "accuracy", "diagnosis", "group", "selftest"),
     ("engine", "planning", "offline"),
     ("programs", "checkpoint"),
     ("models",),
@@ -33,6 +33,8 @@ WITHIN_A_LEVEL = (
     ("quant", "ops"),
     ("server", "benchmark"),
     ("engine", "planning"),
+    ("benchmark", "selftest"),
+    ("diagnosis", "selftest"),
 )
 
 
@@ -53,7 +55,14 @@ RULES = (
     Rule("os.getenv", ("front doors",)),
     Rule(
         "jax.jit",
-        ("programs", "checkpoint", "models.blueprint", "benchmark.limits", "benchmark.weights"),
+        (
+            "programs",
+            "checkpoint",
+            "models.blueprint",
+            "benchmark.limits",
+            "benchmark.weights",
+            "selftest.kernels",
+        ),
     ),
     Rule("jax.pmap", ()),
     Rule("jax._src", ()),

@@ -148,6 +148,7 @@ dtype = "float32"
 weights = "int4,head=none"
 [mesh]
 mesh = "2x4"
+topology = "v5e-8"
 [sharding]
 rules = "rules.toml"
 [engine]
@@ -158,10 +159,12 @@ sinks = 2
 prefill_wait_ms = 1.5
 strict_compile = true
 ring = "fp8"
+attention = "reference"
 """
 FULL_SETTINGS = Settings(
     model="m.gguf",
     mesh="2x4",
+    topology="v5e-8",
     rules="rules.toml",
     dtype="float32",
     slots="4x64",
@@ -172,6 +175,7 @@ FULL_SETTINGS = Settings(
     strict_compile=True,
     weights="int4,head=none",
     ring="fp8",
+    attention="reference",
 )
 
 
@@ -202,7 +206,13 @@ def test_an_empty_file_gives_the_defaults_and_flags_win(toml):
 
 def test_what_settings_say_of_the_engine():
     assert FULL_SETTINGS.engine() == EngineConfig(
-        (SlotClass(4, 64),), "roll", 2, prefill_wait_ms=1.5, strict_compile=True, ring="fp8"
+        (SlotClass(4, 64),),
+        "roll",
+        2,
+        prefill_wait_ms=1.5,
+        strict_compile=True,
+        ring="fp8",
+        attention="reference",
     )
     assert Settings().engine() == EngineConfig()
     with pytest.raises(ConfigError, match="context-policy is 'grow'"):
@@ -216,7 +226,7 @@ def test_what_settings_say_of_the_engine():
     [
         (
             "[engine]\nslotz = 3",
-            r"\[engine\] has no 'slotz'; it takes context, context_policy, prefill",
+            r"\[engine\] has no 'slotz'; it takes attention, context, context_policy, pre",
         ),
         ("[model]\nslots = 3", r"\[model\] has no 'slots'; it takes dtype, model"),
         ("[modle]\nmodel = 'm'", r"\[modle\] is not known; tables: model, mesh, sharding, engine"),
@@ -227,6 +237,7 @@ def test_what_settings_say_of_the_engine():
         ("[engine]\nstrict_compile = 1", "strict_compile is 1: it must be true or false"),
         ("[engine]\nsinks = 1.0", "sinks is 1.0: it must be an integer"),
         ("[mesh]\nmesh = [2, 4]", r"mesh is \[2, 4\]: it must be a string or an integer"),
+        ("[mesh]\ntopology = 8", "topology is 8: it must be a string"),
         ("[sharding]\nrules = 1", "rules is 1: it must be a string"),
         ("[model]\ndtype = 'half'", "dtype is 'half'"),
         ("[model", "not valid TOML"),

@@ -2,11 +2,12 @@
 
 import io
 import sys
+import types
 
 import pytest
 
 from tpuinfer import flags
-from tpuinfer.errors import ConfigError
+from tpuinfer.errors import ConfigError, MeshError
 
 CHOICES = ("decode", "prefill")
 
@@ -49,3 +50,43 @@ def test_words_that_are_asked_for_pass(words, choices):
 def test_other_words_are_refused(words, choices, says):
     with pytest.raises(ConfigError, match=says):
         flags._check_words(words, choices)
+
+
+class Device:
+    """As much of a jax device as tells what it is."""
+
+    def __init__(self, kind, platform="tpu"):
+        self.device_kind, self.platform = kind, platform
+
+
+@pytest.mark.parametrize(
+    ("topology", "devices", "says"),
+    [
+        ("v5e:2x4", [Device("TPU v5 lite")] * 8, []),
+        ("tpu7x-8", [Device("TPU7x")] * 8, []),
+        (None, [Device("TPU v4")], []),
+        ("v5e:2x4", [Device("cpu", "cpu")] * 8, []),
+        (
+            "v5e:2x4",
+            [Device("TPU v6 lite")] * 8,
+            ["for v5e:2x4, 8 devices of TPU v5e, and here are 8 of TPU v6 lite: mesh, slots"],
+        ),
+        ("v5e:2x4", [Device("TPU v5 lite")] * 4, ["8 devices of TPU v5e, and here are 4 of TPU v"]),
+        ("v5e:2x4", [Device("NVIDIA H100", "gpu")] * 8, ["and here are 8 of NVIDIA H100:"]),
+    ],
+)
+def test_other_devices_than_the_config_is_for_are_one_warning(
+    topology, devices, says, monkeypatch, caplog
+):
+    monkeypatch.setattr("jax.devices", lambda: devices)
+    flags._compare_slices(topology)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * len(says)
+    assert all(part in caplog.text for part in says)
+
+
+def test_a_topology_that_there_is_not_is_said_before_a_model_is_fetched(monkeypatch, tmp_path):
+    (tmp_path / "own.toml").write_text('[mesh]\ntopology = "v5e-9"', "utf-8")
+    monkeypatch.setattr(flags, "CONFIG", types.SimpleNamespace(value=tmp_path / "own.toml"))
+    monkeypatch.setattr(flags, "_SHARED", {})
+    with pytest.raises(MeshError, match="'v5e-9' is no slice of TPU v5e; nearest: v5e:2x4"):
+        flags.settings()

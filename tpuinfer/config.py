@@ -175,10 +175,16 @@ def check_dtype(name: str) -> Dtype:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the front doors share, under the names of the flags; a TOML file gives any of them."""
+    """What the front doors share, under the names of the flags; a TOML file gives any of them.
+
+    Attributes:
+      topology: the slice that all this was chosen for, such as v5e:2x4; no shared flag, as devices
+        are what they are.
+    """
 
     model: str = "smollm2-135m-instruct"
     mesh: str = "1"
+    topology: str | None = None
     rules: str | None = None
     dtype: str = "auto"
     slots: int | str = 8
@@ -214,7 +220,7 @@ class Settings:
 
 _TOML_TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "model": {"model": (str,), "dtype": (str,), "weights": (str,)},
-    "mesh": {"mesh": (str, int)},
+    "mesh": {"mesh": (str, int), "topology": (str,)},
     "sharding": {"rules": (str,)},
     "engine": {
         "slots": (int, str),

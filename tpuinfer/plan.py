@@ -24,7 +24,8 @@ flags.adopt_module_key_flags(shared)
 _TOPOLOGY = flags.DEFINE_string(
     "topology",
     None,
-    "A slice, such as v5e:2x4, v5p:2x2x1, v5e-8 or h100:8; several with --compare.",
+    "A slice, such as v5e:2x4, v5p:2x2x1, v5e-8 or h100:8; several with --compare; default: the "
+    "config's.",
 )
 _COMPILE = flags.DEFINE_bool(
     "compile", False, "Ask the TPU compiler, which needs no TPU; without it figures are reckoned."
@@ -44,11 +45,14 @@ def main() -> None:
     """Answer the question that the flags put; exit with 3 if it does not fit."""
     jax.config.update("jax_platforms", "cpu")  # nothing runs, and no TPU is to be taken
     chosen = shared.settings()
-    if not _TOPOLOGY.value:
-        raise ConfigError("topology is not given: such as --topology v5e:2x4")
+    named = _TOPOLOGY.value or chosen.topology
+    if not named:
+        raise ConfigError(
+            "topology is given neither by a flag nor by a config: such as --topology v5e:2x4"
+        )
     if _FIT.value:
         chosen = dataclasses.replace(chosen, slots="auto", context="auto")
-    topologies = slices.several(_TOPOLOGY.value)
+    topologies = slices.several(named)
     name, config = question.find_model(chosen.model)
     asked = Question(
         name,
@@ -66,7 +70,7 @@ def main() -> None:
         _print(rows, as_json.comparison, as_text.comparison)
         return
     if len(topologies) > 1:
-        raise ConfigError(f"topology is {_TOPOLOGY.value!r}: several go with --compare")
+        raise ConfigError(f"topology is {named!r}: several go with --compare")
     _answer(asked)
 
 

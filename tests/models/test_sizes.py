@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from tpuinfer.checkpoint import catalogue
 from tpuinfer.errors import ConfigError
 from tpuinfer.models import registry, sizes
 from tpuinfer.models.blueprint import weights
@@ -61,6 +62,39 @@ def test_every_size_is_checked_here():
 def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(ConfigError, match=r"'llama-3-8b': one of .* nearest: llama-3\.1-8b"):
         sizes.find("llama-3-8b")
+
+
+def test_the_hub_calls_no_two_of_them_the_same():
+    paths = {name: one["_name_or_path"] for name, one in sizes.sizes().items()}
+    assert all(path.count("/") == 1 for path in paths.values())
+    assert {sizes.by_path(path): path for path in paths.values()} == paths
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("qwen/qwen3-30b-a3b", "qwen3-30b-a3b"),
+        ("gemma-3-27b-it", "gemma-3-27b"),
+        ("meta-llama/Llama-3.1-8B", None),
+        ("llama-3.1-8b", None),
+    ],
+)
+def test_the_hub_names_a_model_too(path, name):
+    assert sizes.by_path(path) == name
+    if name:
+        assert sizes.find(path) == sizes.find(name)
+
+
+def test_every_decoder_of_the_checkpoint_catalogue_has_a_size():
+    encoders = {"all-minilm-l6-v2"}
+    assert encoders < catalogue.entries().keys()
+    assert all(sizes.find(name) for name in catalogue.entries().keys() - encoders)
+
+
+def test_the_nearest_may_be_a_name_of_the_hub():
+    with pytest.raises(ConfigError, match=r"nearest: meta-llama/Llama-3\.3-70B-Instruct$"):
+        sizes.find("meta-llama/Llama-3-70B-Instruct")
 
 
 def test_a_caller_says_what_its_user_calls_it():

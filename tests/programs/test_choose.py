@@ -80,9 +80,12 @@ def steering():
     return Steering(counts.astype(np.int32), stops, np.zeros(SLOTS, np.int32), tables)
 
 
-def result(mesh, kind, slots=None):
-    by, count = steering(), SLOTS if slots is None else len(slots)
-    if slots is not None:
+def result(mesh, kind, slots=None, count=SLOTS):
+    by = steering()
+    if slots is None:
+        by = jax.tree.map(lambda x: x[:count], by)
+    else:
+        count = len(slots)
         by = Steering(by.counts, by.stops[:count], by.barred[:count], by.tables, slots)
     given = logits_of(count), asked(kind, count), np.arange(count, dtype=np.int32) + 7, by
     return jax.tree.map(np.asarray, compiled(mesh, count)(*given))
@@ -105,6 +108,10 @@ def test_tokens_and_logprobs_are_those_of_one_device(mesh, kind):
 def test_rows_of_named_slots_that_may_not_divide(mesh, count, kind):
     slots = np.random.default_rng(2).permutation(SLOTS)[:count].astype(np.int32)
     same(result(mesh, kind, slots), result(None, kind, slots))
+
+
+def test_all_slots_in_order_that_do_not_divide():
+    same(result("8", "all", count=10), result(None, "all", count=10))
 
 
 @pytest.mark.parametrize("mesh", ["1", "2x4"])

@@ -1,7 +1,8 @@
 """Every check in order, and what a front door prints of it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tpuinfer.diagnosis import devices, environment, held, host, packages
 from tpuinfer.diagnosis.facts import Facts
@@ -39,13 +40,20 @@ def render(findings: Sequence[Finding]) -> str:
     )
 
 
-def as_json(findings: Sequence[Finding]) -> str:
-    """The same as one JSON object: whether nothing fails, and the checks in order."""
+def as_json(findings: Sequence[Finding], figures: Mapping[str, Any] | None = None) -> str:
+    """The same as one JSON object: whether nothing fails, and the checks in order.
+
+    Args:
+      figures: of a selftest; None = there was none.
+    """
     checks = [
         {"level": one.level.value, "what": one.what, "found": one.found, "remedy": one.remedy}
         for one in findings
     ]
-    return json.dumps({"ok": exit_code(findings) == 0, "checks": checks}, indent=2)
+    found: dict[str, Any] = {"ok": exit_code(findings) == 0, "checks": checks}
+    if figures is not None:
+        found["selftest"] = dict(figures)
+    return json.dumps(found, indent=2)
 
 
 def exit_code(findings: Sequence[Finding]) -> int:

@@ -210,7 +210,7 @@ def _bodies(text: str) -> Iterator[tuple[str, bool, list[str]]]:
         if not name:
             if header := _HEADER.match(line):
                 name, is_entry, lines = header[2], header[1] is not None, []
-        elif line == "}":
+        elif line.startswith("}"):  # perhaps with the thread that runs it: another core's
             yield name, is_entry, lines
             name = ""
         elif line.strip():

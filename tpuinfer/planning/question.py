@@ -80,13 +80,13 @@ def room(question: Question, plan: Plan) -> Room:
 
 
 def find_model(model: str) -> tuple[str, ModelConfig]:
-    """A model by its name in the catalogue of sizes, or by a config.json or the folder of one.
+    """A model by its name in sizes.toml or on the hub, or by a config.json or the folder of one.
 
     Returns:
       A name for people, and the numbers.
 
     Raises:
-      ConfigError: neither; or an encoder, which has no rings to plan.
+      ConfigError: none of these; or an encoder, which has no rings to plan.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -94,7 +94,7 @@ def find_model(model: str) -> tuple[str, ModelConfig]:
     if path.suffix == ".json" or path.is_file():
         name, raw = path.parent.name or str(path), _read_json(path)
     else:
-        name, raw = model, sizes.find(model.lower(), said="model")
+        name, raw = model, sizes.find(model, said="model")
     config = registry.read_config(raw)
     if not isinstance(config, ModelConfig):
         raise ConfigError(f"{model} is an encoder ({config.family}): it decodes nothing to plan")

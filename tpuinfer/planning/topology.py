@@ -160,4 +160,3 @@ def several(text: str) -> list[Topology]:
         if len(list(count)) > 1:
             raise MeshError(f"topology {text!r}: {one} stands there twice")
     return found
-

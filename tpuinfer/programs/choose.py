@@ -12,6 +12,7 @@ Either way, a row's token has the bits that it would have on one device.
 """
 
 import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ def choose(
             layout.spec(("batch", "vocab")),
             part,
             part,
-            Steering(whole, part, part, whole, slots),
+            cast(Any, Steering)(whole, part, part, whole, slots),
         ),
         out_specs=whole,
         check_vma=False,
