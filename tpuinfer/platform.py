@@ -41,7 +41,8 @@ class PlatformSettings:
       prefill_rows: how many prompts per data shard one prefill may take, 1 first.
       prefill_tokens: padded tokens per data shard that a prefill of several prompts may have.
       narrow_rows: rows per data shard of further decode programs, for when few slots are live.
-      block: ring columns that attention reads at a time; ring lengths are multiples of it.
+      block: ring columns that attention reads at a time; ring lengths are multiples of it, but for
+        windows that are shorter.
       encode_tokens: padded tokens per data shard in one dispatch of an encoder.
       encode_smallest: width of an encoder's narrowest program.
       compiler_options: XLA's, for every program.

@@ -17,6 +17,7 @@ one after the other; one that is not theirs is wholly masked, which changes noth
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -162,8 +163,11 @@ class RingAttention:
         row = PartitionSpec(self.layout.mesh_axis("batch"))
         where = tuple(_specs(ring, self.layout) for ring in rings)
         places: Any = map(spec, (_HEADS, _KV, _KV, _HEADS, ("heads",)))
+        # A window shorter than a block makes a ring, and so a block, of its own length.
+        block = math.gcd(self.block, *(ring.keys.shape[2] for ring in rings))
+        own = dataclasses.replace(self, block=block)
         local = jax.shard_map(
-            functools.partial(self._decode if self.mode == "decode" else self._by_slot, scores),
+            functools.partial(own._decode if self.mode == "decode" else own._by_slot, scores),
             mesh=self.layout.mesh,
             in_specs=(Asked(*places), where, row),
             out_specs=(spec(_HEADS), where),

@@ -11,6 +11,8 @@ from tpuinfer.quant import rows
 RING_AXES = ("batch", "kv_heads", "length", "head_dim")
 SCALE_AXES = RING_AXES[:-1]
 
+_TILE = 128
+
 
 @dataclass(frozen=True)
 class RingSpec:
@@ -95,5 +97,12 @@ def view(capacity: int, window: int | None, *, rolls: bool, sinks: int, per_step
 
 
 def ring_length(columns: int, block: int) -> int:
-    """Columns of a ring: as many as needed, rounded up to whole blocks."""
-    return -(-columns // block) * block
+    """Columns of a ring: as many as needed, rounded up to whole blocks.
+
+    A window shorter than a block makes a block of its own, in whole tiles of 128.
+
+    >>> ring_length(1025, 512), ring_length(130, 512), ring_length(1, 16)
+    (1536, 256, 16)
+    """
+    unit = block if columns >= block else min(block, _TILE)
+    return -(-columns // unit) * unit

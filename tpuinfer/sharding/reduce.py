@@ -14,7 +14,8 @@ import jax.numpy as jnp
 Mode = Literal["scatter", "exact"]
 
 _TPU_PIECE = 256
-"""Columns. Of a reduce-scatter in smaller or odd pieces the TPU compiler makes an all-reduce."""
+"""Columns. Of a reduce-scatter in smaller or odd pieces the TPU compiler makes an all-reduce; also of
+one of more than two dimensions."""
 
 
 def reduce_model(partial: jax.Array, mesh_axis: str, mode: Mode = "scatter") -> jax.Array:
@@ -53,12 +54,13 @@ def padded(columns: int, devices: int) -> int:
 
 def _scatter(partial: jax.Array, mesh_axis: str, unit: int = 1) -> jax.Array:
     """Each device sums one piece, a multiple of `unit` columns (zeros fill it up); all get all."""
-    last, size = partial.ndim - 1, partial.shape[-1]
-    fill = -size % (jax.lax.axis_size(mesh_axis) * unit)
-    if fill:
-        partial = jnp.pad(partial, [(0, 0)] * last + [(0, fill)])
-    piece = jax.lax.psum_scatter(partial, mesh_axis, scatter_dimension=last, tiled=True)
-    return jax.lax.all_gather(piece, mesh_axis, axis=last, tiled=True)[..., :size]
+    *lead, size = partial.shape
+    flat = partial.reshape(-1, size)
+    if fill := -size % (jax.lax.axis_size(mesh_axis) * unit):
+        flat = jnp.pad(flat, [(0, 0), (0, fill)])
+    piece = jax.lax.psum_scatter(flat, mesh_axis, scatter_dimension=1, tiled=True)
+    whole = jax.lax.all_gather(piece, mesh_axis, axis=1, tiled=True)
+    return whole[:, :size].reshape(*lead, size)
 
 
 def _exact(partial: jax.Array, mesh_axis: str) -> jax.Array:

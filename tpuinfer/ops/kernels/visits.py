@@ -49,7 +49,8 @@ class Visits(NamedTuple):
       ring: [W] int32, slot * blocks + block of the ring to read; of a visit to the chunk that of
         the visit before, so that nothing is read.
       own: [W] int32, block of the row's own chunk; -1 = the visit is to the ring.
-      total: [] int32.
+      total: [] int32, at least 1: a grid of no steps at all is not worth the doubt. The visit of
+        nobody goes to row 0, which is idle then.
     """
 
     who: jax.Array
@@ -151,4 +152,4 @@ def list_visits(
         rests = final[jax.lax.cummax(jnp.where(count.reshape(-1) > 0, index, 0))]
         place = jnp.where(in_ring, place, pick(rests))
         own_at = jnp.where(in_ring, -1, pick(own[0]) + step - pick(count))
-    return Visits(jnp.append(who, -1), place, own_at, ends[-1])
+    return Visits(jnp.append(who, -1), place, own_at, jnp.maximum(ends[-1], 1))

@@ -116,7 +116,7 @@ def _span(columns: Columns, start: jax.Array, newest: jax.Array) -> tuple[jax.Ar
 def _kernel(columns: Columns, *refs: Any) -> None:
     scalars = _Scalars(*refs[: len(_Scalars._fields)])
     visit = pl.program_id(0)
-    row = scalars.who[visit]
+    row = jnp.maximum(scalars.who[visit], 0)
     block = jax.lax.rem(scalars.ring[visit], columns.blocks)
     start, newest = scalars.start[row], scalars.newest[row]
     news, olds, outs = (refs[at : at + 2] for at in range(len(scalars), len(refs), 2))

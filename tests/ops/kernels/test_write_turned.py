@@ -1,0 +1,70 @@
+"""Rows written to rings that lie turned, interpreted, against the flat scatter."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tpuinfer.cache.ring import Ring, Rows, write
+from tpuinfer.ops.kernels.write import write_turned
+from tpuinfer.quant.rows import Rounded, as_codes
+
+SLOTS, KV, HEAD = 4, 2, 8
+
+
+@functools.cache
+def program(sinks):
+    run = functools.partial(write_turned, sinks=sinks, interpret=True)
+    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@jax.jit
+def scattered(ring, new, rows):
+    return write(ring, *(Rounded(as_codes(one), None) for one in new), rows)
+
+
+def bits(random, kind, *shape):
+    if kind in ("int8", "uint8"):
+        return random.integers(0, 120, shape).astype(kind)
+    wide = random.standard_normal(shape) * 10.0 ** random.integers(-3, 4)
+    return np.asarray(jnp.asarray(wide, kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "width", "sinks"),
+    [
+        ("float32", 256, 1, 0),
+        ("bfloat16", 128, 1, 3),
+        ("uint8", 256, 1, 0),
+        ("float32", 384, 150, 0),
+        ("int8", 256, 150, 5),
+        ("bfloat16", 256, 300, 50),  # a chunk longer than the ring
+    ],
+)
+def test_as_the_scatter_writes(kind, length, width, sinks):
+    random = np.random.default_rng(4)
+    for trial in range(4):
+        old = [bits(random, kind, SLOTS, KV, length, HEAD) for _ in range(2)]
+        new = [bits(random, kind, 3, KV, width, HEAD) for _ in range(2)]
+        slots = random.permutation(SLOTS)[:3].astype(np.int32)
+        start = random.integers(0, 3 * length, 3).astype(np.int32)
+        start[0] = (0, length - 1, 2 * length - 3, 1)[trial]
+        count = random.integers(1, width + 1, 3).astype(np.int32)
+        count[0] = width if trial == 0 else count[0]
+        count[2], slots[2] = 0, slots[0]  # idle, and named after a slot that is not
+        expected = scattered(Ring(*old, length, sinks), new, Rows(slots, start, count))
+        found = program(sinks)(tuple(old), tuple(new), slots, start, count)
+        for one, other in zip(found, (expected.keys, expected.values), strict=True):
+            np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+            assert (np.asarray(one) != old[0]).any()
+
+
+def test_rings_nobody_writes_to_stay():
+    random = np.random.default_rng(1)
+    old = tuple(bits(random, "float32", SLOTS, KV, 256, HEAD) for _ in range(2))
+    new = tuple(bits(random, "float32", 3, KV, 1, HEAD) for _ in range(2))
+    idle = np.zeros(3, np.int32)
+    for one, other in zip(program(0)(old, new, idle, idle, idle), old, strict=True):
+        np.testing.assert_array_equal(one, other)
