@@ -81,6 +81,10 @@ def test_what_a_default_engine_does():
         ),
         ({"context_policy": None}, "context-policy is None: one of stop, roll"),
         ({"sinks": -1}, "sinks is -1: at least 0"),
+        (
+            {"attention": "palas"},
+            "attention is 'palas': one of auto, reference, pallas; nearest: pallas$",
+        ),
         ({"prefill_wait_ms": -0.5}, r"is -0.5: it must be in \[0, 10000\]; nearest: 0$"),
         ({"prefill_wait_ms": 20_000}, "is 20000: .*; nearest: 10000$"),
         ({"prefill_wait_ms": float("nan")}, "is nan: .*; nearest: 0$"),

@@ -32,6 +32,10 @@ def test_a_plan_that_does_not_fit_exits_so_and_names_what_would():
     made = doors.run("plan", *flags, "--fit")
     assert made.code == 3
     assert "no slot fits: weights take 17.6" in made.err
+    found = json.loads(made.out)
+    assert (found["version"], found["fits"]) == (1, False)
+    assert found["why"].startswith("no slot fits: weights take 17.6")
+    assert any(one["flags"] == "--weights int8 --ring int8" for one in found["remedies"])
     assert "--weights int8 --ring int8" in made.err
 
 
@@ -79,6 +83,14 @@ def test_any_config_json_will_do(tmp_path):
         (("--topology", "v5e-8", "--mesh", "4x4"), 3, "has 8; nearest: "),
         (("--topology", "v5e-8,v6e-8"), 2, "several go with --compare"),
         (("--topology", "h100:8", "--compile"), 2, "nearest: leave out --compile"),
+        (("--topology", "v5e-8", "--compile", "--compare"), 2, "--compile goes not with --compare"),
+        (
+            ("--topology", "v5e-8", "--mesh", "8", "--compare"),
+            2,
+            "--mesh=8 goes not with --compare",
+        ),
+        (("--topology", "v5e-8", "--slots", "4", "--fit"), 2, "--slots=4 goes not with --fit"),
+        (("--topology", "v5e-8", "--context", "4", "--fit"), 2, "--context=4 goes not with --fit"),
         (("--topology", "v5e-8", "--slots", "9", "--mesh", "2x4"), 3, "data=2 does not divide"),
         (("--topology", "v5e-8", "--model", "lama-3"), 2, "nearest: llama-3"),
         (("--topology", "v5e-8", "--model", "/nowhere/config.json"), 2, "cannot be read"),
@@ -89,6 +101,23 @@ def test_wrong_input_is_one_line_with_the_nearest_that_works(flags, code, says):
     made = doors.run("plan", *model, *flags)
     assert (made.code, made.out, made.err.count("\n")) == (code, "", 1)
     assert says in made.err
+
+
+def test_a_comparison_in_which_nothing_fits_exits_so():
+    made = doors.run("plan", "--model", "llama-3.3-70b", "--topology", "v5e-8", "--compare")
+    assert made.code == 3
+    assert len(made.out.splitlines()) == 5
+
+
+def test_a_mesh_that_rules_forbid_is_told_with_what_would_work(tmp_path):
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[fallback]\nkv_heads = "error"\n')
+    flags = (*EIGHT_B[:2], "--topology", "v5e-16", "--mesh", "16", "--rules", str(rules), "--json")
+    made = doors.run("plan", *flags)
+    assert made.code == 3
+    assert "kv_heads is 8, which model=16 does not divide" in made.err
+    assert json.loads(made.out)["remedies"][0]["flags"] == "--mesh 2x8"
+    assert "--mesh 2x8" in made.err
 
 
 def test_rules_that_name_an_unknown_axis_are_refused(tmp_path):

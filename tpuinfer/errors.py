@@ -22,7 +22,7 @@ class MeshError(TpuinferError):
     exit_code = 3
 
 
-class OutOfMemory(MeshError):
+class OutOfMemoryError(MeshError):
     """Weights, rings and programs take more than the devices have."""
 
 

@@ -26,7 +26,7 @@ from tpuinfer.config import (
     Settings,
     load_settings,
 )
-from tpuinfer.errors import ConfigError, OutOfMemory, TpuinferError
+from tpuinfer.errors import ConfigError, OutOfMemoryError, TpuinferError
 from tpuinfer.sharding.simulate import settle_platform
 
 if TYPE_CHECKING:
@@ -227,11 +227,11 @@ def _explained(plan: "Plan", chosen: Settings) -> Iterator[None]:
     """A start that runs out of memory says what takes it, and what would fit."""
     try:
         yield
-    except OutOfMemory as error:
+    except OutOfMemoryError as error:
         from tpuinfer.planning import running
 
         text = running.explain(plan, chosen.model, chosen.weights)
-        raise OutOfMemory(f"{error}\n\n{text}") from error
+        raise OutOfMemoryError(f"{error}\n\n{text}") from error
 
 
 def _wanted(chosen: Settings, engine: EngineConfig, progress: "Watch") -> dict[str, Any]:

@@ -4,19 +4,19 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import flags
 
 from tpuinfer import flags as shared
-from tpuinfer.errors import ConfigError, OutOfMemory
+from tpuinfer.errors import ConfigError, MeshError, OutOfMemoryError
 from tpuinfer.planning import as_json, as_text, compare, question, remedies
 from tpuinfer.planning import topology as slices
 from tpuinfer.planning.answer import answer
 from tpuinfer.planning.question import Question
 from tpuinfer.planning.topology import Topology
-from tpuinfer.sharding.mesh import MeshShape, parse_mesh
+from tpuinfer.sharding.mesh import MODEL, MeshShape, parse_mesh
 from tpuinfer.sharding.rules import load_rules
 
 flags.adopt_module_key_flags(shared)
@@ -50,6 +50,7 @@ def main() -> None:
         raise ConfigError(
             "topology is given neither by a flag nor by a config: such as --topology v5e:2x4"
         )
+    _refuse_both()
     if _FIT.value:
         chosen = dataclasses.replace(chosen, slots="auto", context="auto")
     topologies = slices.several(named)
@@ -58,7 +59,7 @@ def main() -> None:
         name,
         config,
         topologies[0],
-        _mesh(chosen.mesh, topologies[0]),
+        _mesh(chosen.mesh, topologies[0], config.kv_heads),
         engine=chosen.engine(),
         weights=chosen.weights if chosen.weights != "auto" else "none",
         rules=load_rules(chosen.rules) if chosen.rules else None,
@@ -68,19 +69,40 @@ def main() -> None:
     if _COMPARE.value:
         rows = compare.compare(asked, topologies, _PRICE.value)
         _print(rows, as_json.comparison, as_text.comparison)
+        if not any(row.fits for row in rows):
+            sys.exit(OutOfMemoryError.exit_code)
         return
     if len(topologies) > 1:
         raise ConfigError(f"topology is {named!r}: several go with --compare")
     _answer(asked)
 
 
-def _mesh(text: str, topology: Topology) -> MeshShape:
-    """What --mesh says; where it says nothing, all devices along the model axis."""
-    return (
-        parse_mesh(text)
-        if shared.MESH.present or shared.CONFIG.value
-        else slices.meshes(topology)[0]
+def _refuse_both() -> None:
+    """What one flag chooses another must not give: it would count for nothing.
+
+    Raises:
+      ConfigError: names both.
+    """
+    chosen = (
+        (_FIT, shared.SLOTS, "--slots auto --context N chooses slots alone"),
+        (_FIT, shared.CONTEXT, "--slots auto --context N chooses slots alone"),
+        (_COMPARE, shared.MESH, "--compare takes every mesh in turn"),
+        (_COMPARE, _COMPILE, "compile the mesh that it ranks first"),
     )
+    for chooser, given, nearest in chosen:
+        if chooser.value and given.present and given.value not in (False, "auto"):
+            said = "" if given.value is True else f"={given.value}"
+            raise ConfigError(
+                f"--{given.name}{said} goes not with --{chooser.name}: leave out one; {nearest}"
+            )
+
+
+def _mesh(text: str, topology: Topology, kv_heads: int) -> MeshShape:
+    """What --mesh says; else the most model-parallel one that cuts the KV heads evenly."""
+    if shared.MESH.present or shared.CONFIG.value:
+        return parse_mesh(text)
+    legal = slices.meshes(topology)
+    return next((one for one in legal if kv_heads % dict(one.axes)[MODEL] == 0), legal[0])
 
 
 def _answer(asked: Question) -> None:
@@ -94,17 +116,29 @@ def _answer(asked: Question) -> None:
         )
     try:
         found = answer(asked, compile=_COMPILE.value, note=note)
-    except OutOfMemory as error:
-        would = remedies.remedies(asked)
-        raise OutOfMemory(f"{error}\n{as_text.changes_in_words(would)}") from error
-    would = [] if found.fits else remedies.remedies(asked)
+    except MeshError as error:
+        _refused(asked, error)
+    would = [] if found.fits and found.hbm.has_room else remedies.remedies(asked)
     _print(
         found,
         lambda found, price: as_json.as_json(found, would, price),
         lambda found, price: as_text.as_text(found, would, price),
     )
     if not found.fits:
-        sys.exit(OutOfMemory.exit_code)
+        sys.exit(OutOfMemoryError.exit_code)
+
+
+def _refused(asked: Question, error: MeshError) -> NoReturn:
+    """Say what would work where nothing fits, or where rules forbid the mesh.
+
+    Other errors name the nearest legal value themselves.
+    """
+    if not isinstance(error, OutOfMemoryError) and asked.rules is None:
+        raise error
+    would = remedies.remedies(asked)
+    if _JSON.value:
+        print(json.dumps(as_json.refused(asked, str(error), would), indent=1))
+    raise type(error)(f"{error}\n{as_text.changes_in_words(would)}") from error
 
 
 def _print(

@@ -4,8 +4,8 @@ import pytest
 
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine import footprint, scratch
-from tpuinfer.engine.fit import MOST_SLOTS, plan_to_fit
-from tpuinfer.errors import OutOfMemory
+from tpuinfer.engine.fit import MOST_SLOTS, Room, plan_to_fit
+from tpuinfer.errors import OutOfMemoryError
 from tpuinfer.platform import platform_settings
 from tpuinfer.sharding.mesh import abstract_mesh, parse_mesh
 from tpuinfer.testing.tiny import TINY
@@ -79,11 +79,27 @@ def test_both_settle_for_fewer_where_even_short_ones_are_many():
 @pytest.mark.parametrize(("slots", "context"), [("auto", 4096), ("auto", "auto"), (64, "auto")])
 def test_nothing_that_fits_is_an_error_that_says_what_the_weights_take(slots, context):
     least = beside(fit("2x512"))
-    with pytest.raises(OutOfMemory, match=r"no slot fits: weights take 0\.00 GB per device"):
+    with pytest.raises(OutOfMemoryError, match=r"no slot fits: weights take 0\.00 GB per device"):
         fit(slots, context, usable=least)
+
+
+def test_weights_that_are_too_much_are_seen_before_any_slot_is_tried(monkeypatch):
+    monkeypatch.setattr(Room, "needed", None)
+    with pytest.raises(OutOfMemoryError, match=r"programs some 0\.\d\d GB, of 0\.00 GB that"):
+        fit("auto", "auto", usable=footprint.weight_bytes(fit("2x512")))
 
 
 def test_windows_leave_room_for_more():
     local = dataclasses.replace(LONG, windows=(512, 0))
     room = taken(fit("16x8192"))
     assert fit(16, "auto", usable=room, config=local).context > 8192
+
+
+def test_halving_stops_at_2048_whatever_the_model_was_made_for():
+    odd = dataclasses.replace(LONG, context=6000)
+    plan = fit("auto", "auto", usable=taken(fit("4x2048", config=odd)), config=odd)
+    assert (plan.slots.slots, plan.context) == (4, 2048)
+
+
+def test_a_context_is_the_models_own_where_blocks_would_be_more():
+    assert fit(16, "auto", config=dataclasses.replace(LONG, context=700)).context == 700

@@ -24,6 +24,12 @@ def test_multiplying_hides_reading_of_weights_but_not_of_rings():
     assert found.limit == "FLOPs"
 
 
+def test_what_multiplies_longer_than_it_reads_weights_may_still_be_bound_by_rings():
+    found = roofline.bound(work(819_000_000, 819_000_000, 197e9 * 1.5), V5E, 8)
+    assert found.limit == "HBM"
+    assert found.seconds == pytest.approx(2.5e-3)
+
+
 def test_int8_multiplies_at_its_own_rate_where_there_is_one():
     assert roofline.bound(work(flops=393e9, kind="int8"), V5E, 8).flops == pytest.approx(1e-3)
     tpu7x = slices.parse("tpu7x-8")
@@ -41,6 +47,13 @@ def test_links_bound_what_moves_more_than_it_reads():
     assert found.links == pytest.approx(2 * 7 / 8 * 1e8 / 100e9)  # two of four links of 50 GB/s
     assert (found.seconds, found.limit) == (found.links, "ICI")
     assert roofline.bound(work(819_000, collectives=both), V5E, 1).links == 0
+
+
+@pytest.mark.parametrize(("name", "rate"), [("h100:8", 450e9), ("l4:8", 32e9)])
+def test_a_switch_gives_all_links_at_once(name, rate):
+    once = work(collectives={"all-gather": Collective(1, 10**9)})
+    found = roofline.bound(once, slices.parse(name), 8)
+    assert found.links == pytest.approx(7 / 8 * 1e9 / rate)
 
 
 def test_an_all_reduce_goes_round_twice():

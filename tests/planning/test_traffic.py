@@ -178,6 +178,7 @@ def test_a_kernel_that_writes_in_place_hands_its_operands_on():
     found = traffic.measure(program)
     assert found.of(["values"]) == 2048
     assert found.of(["keys"]) == 2048 + 64 * ROW  # it is still known whose they are
+    assert found.nbytes == 4096 + 64 * ROW  # results that take an operand's place are not new
     assert found.copies(["keys", "values"], 1) == []
 
 

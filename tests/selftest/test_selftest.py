@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from tpuinfer.benchmark.bounds import Cost, Machine
-from tpuinfer.diagnosis.findings import Level
+from tpuinfer.diagnosis.findings import Level, ok
 from tpuinfer.engine.plan import plan_of
 from tpuinfer.platform import platform_settings
 from tpuinfer.selftest import kernels, report, whole
@@ -95,7 +95,13 @@ def test_bits_that_depend_on_the_slot_fail():
 def test_the_whole_report_on_a_tiny_model(monkeypatch):
     runner = tiny().runner()
     monkeypatch.setattr(report, "_subject", lambda *given: subject(runner))
-    monkeypatch.setattr(kernels, "CASES", (Case("small", heads=2, kv_heads=1, length=256),))
+    checked = []
+
+    def check(mesh, by, cases):
+        checked.append((mesh.size, by, cases))
+        yield ok("kernel small", "differs by 0")
+
+    monkeypatch.setattr(kernels, "check", check)
     said = []
     done = report.selftest("1", "tiny", say=said.append)
     assert done.findings == said
@@ -108,6 +114,7 @@ def test_the_whole_report_on_a_tiny_model(monkeypatch):
         "decode, 4 live",
     ]
     assert all(one.level is Level.OK for one in said), said
+    assert checked == [(1, "interpret", kernels.CASES[::5])]
     scratch = max(entry.temp_bytes for entry in runner.manifest)
     assert done.figures["memory"]["compiled_temporaries"] == scratch > 0
     assert {row["live"] for row in done.figures["speed"]["decode"]} == {1, 4}

@@ -8,7 +8,7 @@ both                    the longest, halving the model's own down to 2048, that 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from jax.sharding import AbstractMesh, Mesh
 
@@ -16,7 +16,7 @@ from tpuinfer.config import EngineConfig, SlotClass
 from tpuinfer.engine import footprint, scratch
 from tpuinfer.engine.memory import usable_bytes
 from tpuinfer.engine.plan import Plan, plan_of, sized
-from tpuinfer.errors import OutOfMemory
+from tpuinfer.errors import OutOfMemoryError
 from tpuinfer.model_config import ModelConfig
 from tpuinfer.platform import PlatformSettings, platform_settings
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh, platform_of
@@ -98,26 +98,30 @@ class Room:
         """Numbers in place of what was left to the memory.
 
         Raises:
-          OutOfMemory: nothing fits.
+          OutOfMemoryError: nothing fits.
         """
         asked = engine.classes[0]
+        if engine.fit == "nothing":
+            return engine
+        if self._weights >= self.usable:
+            self._nothing()
         if engine.fit == "both":
             chosen = self.both()
         elif engine.fit == "slots":
             context = asked.context or min(self._config.context, self._settings.default_context)
             slots = self.most_slots(context)
             chosen = SlotClass(slots, context) if slots else self._nothing()
-        elif engine.fit == "context":
+        else:
             context = self.longest_context(asked.slots)
             chosen = SlotClass(asked.slots, context) if context else self._nothing()
-        else:
-            return engine
         return dataclasses.replace(engine, classes=(chosen,), fit="nothing")
 
-    def _nothing(self) -> SlotClass:
-        raise OutOfMemory(
-            f"no slot fits: weights take {self._weights / 1e9:.2f} GB per device, which has "
-            f"{self.usable / 1e9:.2f} GB for programs; a larger mesh, or --weights int8, needs less"
+    def _nothing(self) -> NoReturn:
+        beside = scratch.temporaries(self._plan) + scratch.code(self._plan)
+        raise OutOfMemoryError(
+            f"no slot fits: weights take {self._weights / 1e9:.2f} GB per device, and programs "
+            f"some {beside / 1e9:.2f} GB, of {self.usable / 1e9:.2f} GB that there are; a larger "
+            "mesh, or --weights int8, needs less"
         )
 
 
@@ -136,7 +140,7 @@ def plan_to_fit(
       usable: bytes of one device; None = what the devices say. others: as `plan_of` takes them.
 
     Raises:
-      OutOfMemory: nothing fits. ConfigError, MeshError: as `plan_of`.
+      OutOfMemoryError: nothing fits. ConfigError, MeshError: as `plan_of`.
     """
     if engine.fit == "nothing":
         return plan_of(config, mesh=mesh, engine=engine, settings=settings, **others)

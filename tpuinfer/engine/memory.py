@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jax.sharding import AbstractMesh, Mesh
 
-from tpuinfer.errors import MeshError, OutOfMemory
+from tpuinfer.errors import MeshError, OutOfMemoryError
 from tpuinfer.sharding.report import Placement
 
 
@@ -19,7 +19,7 @@ def as_mesh_error(error: Exception, placements: Sequence[Placement], less: str) 
     if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
         return MeshError(f"the device failed: {text[:300]}")
     need = sum(row.bytes_per_device for row in placements)
-    return OutOfMemory(
+    return OutOfMemoryError(
         f"out of device memory: weights and state take {need / 1e9:.2f} GB per device; {less}"
     )
 

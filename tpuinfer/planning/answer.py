@@ -72,6 +72,12 @@ class Answer:
         return self.hbm.fits and not self.refused
 
     @property
+    def replicated(self) -> list[tuple[str, str]]:
+        """Axes that the rules would cut and the mesh does not divide; and why, in words."""
+        decisions = self.plan.layout.decisions
+        return [(axis, one.why) for axis, one in decisions.items() if "divide" in one.why]
+
+    @property
     def tokens_per_second(self) -> float:
         """All slots decoding at the bound, rings full."""
         return self.plan.slots.slots / self.decode.bound.seconds
@@ -92,22 +98,31 @@ def answer(
     """
     plan = lay_out(question, described=compile)
     hbm = memory.estimate(plan, question.topology)
-    measured: Mapping[str, Measured] = {}
-    if compile:
-        measured = compiled.compile_all(plan, workers=workers, note=note)
-        hbm = _as_compiled(plan, hbm, list(measured.values()))
+    if not compile:
+        return reckoned(question, plan, hbm)
+    measured = compiled.compile_all(plan, workers=workers, note=note)
+    return reckoned(question, plan, _as_compiled(plan, hbm, list(measured.values())), measured)
+
+
+def reckoned(
+    question: Question, plan: Plan, hbm: Hbm, measured: Mapping[str, Measured] | None = None
+) -> Answer:
+    """The answer for a plan that is laid out."""
+    of, made = work.table(plan), measured or {}
     programs = {
-        name: _program(question, plan, name, measured.get(name)) for name in compiled.shown(plan)
+        name: _program(question, plan, name, of, made.get(name)) for name in compiled.shown(plan)
     }
     return Answer(question, plan, hbm, programs)
 
 
-def _program(question: Question, plan: Plan, name: str, measured: Measured | None) -> Program:
+def _program(
+    question: Question, plan: Plan, name: str, of: work.Table, measured: Measured | None
+) -> Program:
     if name == decode_name():
-        needed = work.decode(plan)
+        needed = work.decode(plan, of)
     else:
         rows, width = name.removeprefix("prefill_").split("x")
-        needed = work.prefill(plan, int(rows), int(width))
+        needed = work.prefill(plan, int(rows), int(width), of)
     model = plan.layout.mesh.shape.get(MODEL, 1)
     return Program(name, needed, roofline.bound(needed, question.topology, model), measured)
 

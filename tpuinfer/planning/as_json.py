@@ -3,15 +3,19 @@
     version             1; a key that is there keeps its meaning within a version, others may come
     model, topology, chips, devices, mesh, slots, context, weights, ring, dtype, steps
     compiled            whether the TPU compiler was asked; without it all figures are reckoned
-    fits                whether everything fits on every chip
+    fits                whether all arrays fit on every chip
+    tight               they do, but programs may need more than is left: `code` is what to keep
+                        for them
     hbm_per_chip        bytes: weights, rings, state, temporaries, code, headroom, capacity, and
                         `groups`, the same in detail; of what jax counts as a device (tpu7x shows
                         each chip as two)
     estimated           which of these are estimates
+    replicated          [{axis, why}]: what the rules would cut, and this mesh does not divide
     programs            by name: traffic_bytes, ideal_bytes, traffic_ratio, alias_bytes, temp_bytes,
                         ring_copies, collectives {kind: {count, bytes}}, compile_seconds, bound_ms,
                         limit, bound {weights, flops, rings, links} in ms, flops, needed_flops; null
-                        = not compiled. Of decode all is for one step.
+                        = not compiled. Of decode all is for one step. `per_layer` has
+                        traffic_bytes, ideal_bytes and collectives, shared out among the layers.
     bound_ms            decode: one step; prefill: one full chunk for each data shard
     tokens_per_second   all slots decoding at the bound, rings full
     prefill_tokens_per_second
@@ -19,7 +23,8 @@
     cost_per_million_tokens     of decoding at the bound; null without a price
     remedies            [{flags, why, headroom, tokens_per_second}], the smallest change first
 
-All bytes and times are of one device.
+All bytes and times are of one device. Where there is no plan at all, as no slot fits or the rules
+forbid the mesh: version, model, topology, mesh, fits (false), why, remedies.
 """
 
 import dataclasses
@@ -30,7 +35,7 @@ from tpuinfer.planning import remedies as changes
 from tpuinfer.planning import topology as slices
 from tpuinfer.planning.answer import Answer, Program
 from tpuinfer.planning.compare import Row
-from tpuinfer.planning.question import room
+from tpuinfer.planning.question import Question, room
 from tpuinfer.planning.remedies import Remedy
 from tpuinfer.planning.roofline import per_million
 from tpuinfer.planning.traffic import Collective
@@ -62,6 +67,7 @@ def as_json(
         "steps": plan.settings.steps,
         "compiled": answer.is_compiled,
         "fits": answer.fits,
+        "tight": answer.fits and not hbm.has_room,
         "hbm_per_chip": {
             "weights": hbm.weights,
             "rings": hbm.rings,
@@ -73,7 +79,11 @@ def as_json(
             "groups": [dataclasses.asdict(share) for share in hbm.shares],
         },
         "estimated": ["code"] if answer.is_compiled else ["temporaries", "code"],
-        "programs": {name: _program(one) for name, one in answer.programs.items()},
+        "replicated": [{"axis": axis, "why": why} for axis, why in answer.replicated],
+        "programs": {
+            name: _with_layers(_program(one), plan.config.layers)
+            for name, one in answer.programs.items()
+        },
         "bound_ms": {
             "decode": answer.decode.bound.seconds * 1e3,
             "prefill": answer.chunk.bound.seconds * 1e3,
@@ -84,6 +94,19 @@ def as_json(
         "cost_per_million_tokens": None
         if price is None
         else per_million(answer.tokens_per_second, question.topology.chips, price),
+        "remedies": [_remedy(one) for one in remedies],
+    }
+
+
+def refused(question: Question, why: str, remedies: Sequence[Remedy]) -> dict[str, Any]:
+    """Where there is no answer: nothing fits, or the mesh cannot be."""
+    return {
+        "version": VERSION,
+        "model": question.name,
+        "topology": str(question.topology),
+        "mesh": dict(question.mesh.axes),
+        "fits": False,
+        "why": why,
         "remedies": [_remedy(one) for one in remedies],
     }
 
@@ -163,6 +186,19 @@ def _program(one: Program) -> dict[str, Any]:
         "collectives": _collectives(measured.collectives),
         "compile_seconds": measured.compile_seconds,
     }
+
+
+def _with_layers(program: dict[str, Any], layers: int) -> dict[str, Any]:
+    moved = program["traffic_bytes"]
+    per_layer = {
+        "traffic_bytes": None if moved is None else moved / layers,
+        "ideal_bytes": program["ideal_bytes"] / layers,
+        "collectives": {
+            kind: {name: size / layers for name, size in one.items()}
+            for kind, one in program["collectives"].items()
+        },
+    }
+    return program | {"per_layer": per_layer}
 
 
 def _collectives(found: Mapping[str, Collective]) -> dict[str, dict[str, int]]:

@@ -10,6 +10,7 @@ from tpuinfer.planning.compare import Row
 from tpuinfer.planning.remedies import Remedy
 from tpuinfer.planning.roofline import per_million
 from tpuinfer.planning.traffic import Collective
+from tpuinfer.quant.schemes import AUTO, NONE
 from tpuinfer.sharding.report import render
 
 _GB = 1e9
@@ -22,18 +23,20 @@ def as_text(answer: Answer, remedies: Sequence[Remedy] = (), price: float | None
       price: of a chip for an hour.
     """
     parts = [_head(answer), render(_memory(answer)), render(_programs(answer))]
+    parts.append(_per_layer(answer))
+    if answer.replicated:
+        told = "; ".join(f"{axis}: {why}" for axis, why in answer.replicated)
+        parts.append(f"Not cut, but whole on every device: {told}.")
     if not answer.is_compiled:
-        parts.append(
-            "Temporaries and code are estimates; --compile asks the TPU compiler (no TPU needed)."
-        )
+        parts.append(_estimates(answer))
     parts.append("\n".join(_speed(answer, price)))
-    if not answer.fits:
+    if remedies or not answer.fits:
         parts.append(changes_in_words(remedies))
     return "\n\n".join(parts)
 
 
 def changes_in_words(remedies: Sequence[Remedy]) -> str:
-    """What would fit."""
+    """What would fit, with room for programs."""
     if not remedies:
         return "No change that was tried makes it fit."
     return "What would fit, the smallest change first:\n" + render(_remedies(remedies))
@@ -43,11 +46,12 @@ def comparison(rows: Sequence[Row], price: float | None = None) -> str:
     """Meshes side by side, the best first."""
     cost = () if price is None else ("$/Mtok",)
     head = ("slice", "mesh", "slots", "fits", "headroom GB", "decode ms", "bound by", "prefill ms")
-    lines: list[tuple[str, ...]] = [(*head, "tok/s", "tok/s/chip", *cost)]
+    why = ("why",) if any(row.why for row in rows) else ()
+    lines: list[tuple[str, ...]] = [(*head, "tok/s", "tok/s/chip", *cost, *why)]
     for row in rows:
         place = (str(row.topology), slices.written(row.mesh))
         if row.answer is None:
-            lines.append((*place, "", "no", row.why, *[""] * (5 + len(cost))))
+            lines.append((*place, "", "no", *[""] * (6 + len(cost)), row.why))
             continue
         one, speed, chips = row.answer, row.answer.tokens_per_second, row.topology.chips
         price_of = () if price is None else (f"{per_million(speed, chips, price):.2f}",)
@@ -63,6 +67,7 @@ def comparison(rows: Sequence[Row], price: float | None = None) -> str:
                 f"{speed:.0f}",
                 f"{speed / chips:.0f}",
                 *price_of,
+                *[""] * len(why),
             )
         )
     return render(lines)
@@ -73,11 +78,16 @@ def _head(answer: Answer) -> str:
     topology = question.topology
     shape = ", ".join(f"{name} {size}" for name, size in question.mesh.axes)
     verdict = "fits" if answer.fits else "does NOT fit"
+    if answer.fits and not answer.hbm.has_room:
+        verdict = "fits, but programs may need more than is left"
     if answer.refused:
         verdict += f" (the compiler needs {answer.refused / _GB:.2f} GB)"
+    chips = "1 chip" if topology.chips == 1 else f"{topology.chips} chips"
+    plain = question.weights in (AUTO, NONE)
+    weights = plan.dtype if plain else f"{question.weights} (else {plan.dtype})"
     return (
-        f"{question.name} on {topology} ({topology.chips} chips of {topology.chip.title}), mesh "
-        f"{shape}, slots {changes.written(plan.engine)}, weights {question.weights} {plan.dtype}, "
+        f"{question.name} on {topology} ({chips} of {topology.chip.title}), mesh "
+        f"{shape}, slots {changes.written(plan.engine)}, weights {weights}, "
         f"ring {plan.rings[0][0].dtype}: {verdict}"
     )
 
@@ -97,8 +107,8 @@ def _memory(answer: Answer) -> list[tuple[str, ...]]:
         row(share.kind, share.group, str(share.count), columns, share.bytes)
     estimated = "" if answer.is_compiled else "estimate"
     row("temporaries", estimated, "", "", hbm.temporaries)
-    row("programs", "estimate", "", "", hbm.code)
     row("headroom", "", "", "", hbm.headroom)
+    row("", "of it for programs", "", "", hbm.code)
     row("capacity", "for programs", "", "", hbm.capacity)
     return lines
 
@@ -122,6 +132,30 @@ def _programs(answer: Answer) -> list[tuple[str, ...]]:
             )
         )
     return lines
+
+
+def _per_layer(answer: Answer) -> str:
+    """Traffic and collectives of a decode step, shared out among the layers."""
+    one, layers = answer.decode, answer.plan.config.layers
+    done = one.measured if one.measured and not one.measured.needs else None
+    moved = f"{done.traffic_bytes / layers / 1e6:.1f} MB moved, " if done else ""
+    found = done.collectives if done else one.work.collectives
+    parts = [
+        f"{kind} {each.count / layers:.2f}, {each.nbytes / layers / 1e6:.2f} MB"
+        for kind, each in found.items()
+    ]
+    return (
+        f"Per layer of decode ({layers} layers): {moved}{one.work.bytes / layers / 1e6:.1f} MB "
+        f"ideal; {'; '.join(parts) or 'no collectives'}."
+    )
+
+
+def _estimates(answer: Answer) -> str:
+    if answer.question.topology.is_tpu:
+        return (
+            "Temporaries and code are estimates; --compile asks the TPU compiler (no TPU needed)."
+        )
+    return "Temporaries and code are estimates, made for TPUs: a GPU needs other amounts."
 
 
 def _measured(one: Program) -> tuple[str, ...]:

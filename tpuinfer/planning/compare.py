@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tpuinfer.errors import OutOfMemory, TpuinferError
+from tpuinfer.errors import OutOfMemoryError, TpuinferError
 from tpuinfer.planning import topology as slices
 from tpuinfer.planning.answer import Answer, answer
 from tpuinfer.planning.question import Question
@@ -41,7 +41,7 @@ def compare(
             asked = dataclasses.replace(question, topology=topology, mesh=mesh)
             try:
                 rows.append(Row(topology, mesh, answer(asked)))
-            except OutOfMemory as error:
+            except OutOfMemoryError as error:
                 rows.append(Row(topology, mesh, None, str(error).partition(";")[0]))
             except TpuinferError as error:
                 rows.append(Row(topology, mesh, None, str(error)))

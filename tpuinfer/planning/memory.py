@@ -1,6 +1,5 @@
 """What lies on one chip's share of memory, reckoned before anything is compiled."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ class Hbm:
     Attributes:
       shares: of weights, rings and state, group by group.
       temporaries: what the most demanding program needs beside them.
-      code: the programs themselves.
+      code: a reserve for the programs themselves, which what is left should cover.
       capacity: what programs may use of the device.
     """
 
@@ -51,20 +50,22 @@ class Hbm:
 
     @property
     def used(self) -> int:
-        return self.weights + self.rings + self.state + self.temporaries + self.code
+        """What arrays take: programs come on top."""
+        return self.weights + self.rings + self.state + self.temporaries
 
     @property
     def headroom(self) -> int:
-        """What is left; negative = it does not fit."""
+        """What arrays leave; negative = they do not fit."""
         return self.capacity - self.used
+
+    @property
+    def has_room(self) -> bool:
+        """Whether what is left covers the reserve for programs."""
+        return self.headroom >= self.code
 
     @property
     def fits(self) -> bool:
         return self.headroom >= 0
-
-    def measured(self, temporaries: int, code: int) -> "Hbm":
-        """The same with what the compiler says."""
-        return dataclasses.replace(self, temporaries=temporaries, code=code)
 
 
 def capacity(topology: Topology) -> int:

@@ -55,8 +55,8 @@ def lay_out(question: Question, *, described: bool = False) -> Plan:
 
     Raises:
       MeshError: the mesh does not cover the slice, an axis cannot be cut, or (if `described`) the
-        compiler is not there. ConfigError: a value cannot be used. OutOfMemory: slots or context
-        are auto, and nothing fits.
+        compiler is not there. ConfigError: a value cannot be used. OutOfMemoryError: slots or
+        context are auto, and nothing fits.
     """
     slices.check_mesh(question.topology, question.mesh)
     mesh: Mesh | AbstractMesh = abstract_mesh(question.mesh)

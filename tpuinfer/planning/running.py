@@ -9,9 +9,9 @@ from tpuinfer.engine.fit import Room
 from tpuinfer.engine.memory import usable_bytes
 from tpuinfer.engine.plan import Plan
 from tpuinfer.errors import TpuinferError
-from tpuinfer.planning import as_text, hardware, remedies
+from tpuinfer.planning import as_text, hardware, memory, remedies
 from tpuinfer.planning import topology as slices
-from tpuinfer.planning.answer import answer
+from tpuinfer.planning.answer import reckoned
 from tpuinfer.planning.question import Question
 from tpuinfer.planning.topology import Topology
 from tpuinfer.platform import platform_settings
@@ -49,7 +49,8 @@ def explain(plan: Plan, name: str, weights: str) -> str:
         dtype=plan.dtype,
         steps=plan.settings.steps,
     )
-    return as_text.as_text(answer(asked), remedies.remedies(asked))
+    found = reckoned(asked, plan, memory.estimate(plan, topology))
+    return as_text.as_text(found, remedies.remedies(asked))
 
 
 def _by_room(plan: Plan, usable: int) -> str:

@@ -13,7 +13,7 @@ from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.config import EngineConfig, Settings
 from tpuinfer.diagnosis.findings import Finding
 from tpuinfer.engine.fit import plan_to_fit
-from tpuinfer.errors import OutOfMemory
+from tpuinfer.errors import OutOfMemoryError
 from tpuinfer.model_config import ModelConfig
 from tpuinfer.models import registry, sizes
 from tpuinfer.selftest import kernels, whole
@@ -95,8 +95,10 @@ def _model(devices: Mesh, mesh: str, slots: int, context: int, platform: str) ->
         assert isinstance(config, ModelConfig), "sizes.toml holds decoders"
         try:
             plan = plan_to_fit(config, mesh=devices, engine=EngineConfig.parse("auto", context))
-        except OutOfMemory:
+        except OutOfMemoryError:
             continue
         if plan.slots.slots >= slots:
             return name
-    raise OutOfMemory(f"no model of {', '.join(MODELS)} fits {slots} slots of {context} on {mesh}")
+    raise OutOfMemoryError(
+        f"no model of {', '.join(MODELS)} fits {slots} slots of {context} on {mesh}"
+    )

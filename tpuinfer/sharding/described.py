@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from tpuinfer.errors import MeshError
-from tpuinfer.sharding.mesh import MeshShape
+from tpuinfer.sharding.mesh import MeshShape, arranged
 
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -60,8 +60,7 @@ def described_mesh(name: str, shape: MeshShape) -> Mesh:
     devices = described_devices(name)
     if len(devices) != shape.size:
         raise MeshError(
-            f"mesh {shape} is of {shape.size} devices, the compiler's {name} has {len(devices)}"
+            f"mesh {shape} is of {shape.size} devices, and the TPU compiler describes {name} as "
+            f"{len(devices)}: it cannot compile for it; nearest: leave out --compile"
         )
-    names = tuple(axis for axis, _ in shape.axes)
-    sizes = tuple(size for _, size in shape.axes)
-    return jax.make_mesh(sizes, names, devices=devices, axis_types=(AxisType.Auto,) * len(names))
+    return arranged(shape, devices)

@@ -3,10 +3,12 @@
 import logging
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from tpuinfer.errors import MeshError
@@ -86,8 +88,19 @@ def build_mesh(shape: MeshShape) -> Mesh:
     elif shape.size < len(devices):
         log.info("mesh %s uses %d of %d %s", shape, shape.size, len(devices), platform)
     if shape.size == len(devices):
-        return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names))
+        return arranged(shape, devices)
     grid = np.array(devices[: shape.size]).reshape(sizes)
+    return Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def arranged(shape: MeshShape, devices: Sequence[jax.Device]) -> Mesh:
+    """A mesh of all of a slice's devices, laid along its links.
+
+    A mesh axis may take a part of a torus dimension: 2x8 on a 4x4 slice.
+    """
+    names = tuple(name for name, _ in shape.axes)
+    sizes = tuple(size for _, size in shape.axes)
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
 
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 Mode = Literal["scatter", "exact"]
 
 _TPU_PIECE = 256
-"""Columns. Of a reduce-scatter in smaller or odd pieces the TPU compiler makes an all-reduce; also of
-one of more than two dimensions."""
+"""Columns. Of a reduce-scatter in smaller or odd pieces, or of more than two dimensions, the TPU
+compiler makes an all-reduce."""
 
 
 def reduce_model(partial: jax.Array, mesh_axis: str, mode: Mode = "scatter") -> jax.Array:
