@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from tpuinfer.ops import attention
 from tpuinfer.ops.kernels import ring as kernels
-from tpuinfer.ops.kernels.write import write_turned
+from tpuinfer.ops.kernels.write import takes, write_rows
 from tpuinfer.platform import Attention
 from tpuinfer.quant.rows import Rounded, as_stored
 
@@ -67,9 +67,9 @@ class Kernel:
             interpret=self.interpret,
         )
 
-    def writes(self, ring: attention.Ring) -> bool:
-        """Whether new rows go into this ring by a kernel: XLA's scatter would copy it whole."""
-        return kernels.turned(ring.keys)
+    def writes(self, ring: attention.Ring, width: int) -> bool:
+        """Whether `width` new rows go into a slot's ring by a kernel: XLA's scatter may copy it."""
+        return kernels.turned(ring.keys) or (width > 1 and takes(ring.keys, width))
 
     def write(
         self,
@@ -77,13 +77,14 @@ class Kernel:
         own: tuple[Rounded, Rounded],
         where: tuple[jax.Array, jax.Array, jax.Array],
     ) -> tuple[jax.Array, jax.Array]:
-        """`ops.kernels.write.write_turned`; `where` is slot, start and length of each row."""
+        """`ops.kernels.write.write_rows`; `where` is slot, start and length of each row."""
         k, v = (as_stored(one.values) for one in own)
-        return write_turned(
+        return write_rows(
             (ring.keys, ring.values),
             (k, v),
             *where,
             sinks=ring.sinks,
+            turned=kernels.turned(ring.keys),
             interpret=self.interpret,
         )
 

@@ -356,10 +356,10 @@ def _put(ring: Ring, k: Rounded, v: Rounded, rows: Rows, kernel: Kernel | None =
     """`write`, whose result lies in memory as the ring did.
 
     With one KV head there are two orders of the same bytes; if the compiler chose the other one
-    for what is written, it would copy the ring from one to the other and back. What lies turned
-    only a kernel can write to.
+    for what is written, it would copy the ring from one to the other and back. What lies turned,
+    and chunks, kernels write.
     """
-    if kernel and kernel.writes(ring):
+    if kernel and kernel.writes(ring, k.values.shape[2]):
         where = (rows.slot, rows.start, rows.length)
         keys, values = kernel.write(ring, (k, v), where)
         written = dataclasses.replace(ring, keys=keys, values=values)

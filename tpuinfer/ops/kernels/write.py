@@ -1,10 +1,12 @@
-"""New rows of rings that lie turned in memory, as one Pallas kernel for TPUs.
+"""New rows of rings, as one Pallas kernel for TPUs: tiles of 128 columns, read and written back.
 
-Where a head's numbers do not fill the 128 lanes of a tile, the compiler lays [B, K, L, H] out as
-[B, K, H, L] (`ring.turned`): a row is a column then, and XLA's scatter would first turn the whole
-ring around. The kernel reads the tiles of 128 columns that get new ones, and writes them back.
+XLA's scatter does not stay in place everywhere:
 
-Letters: as in `ops.attention`; W new rows of one slot, 128 columns of a visit.
+    turned    where a head's numbers do not fill the 128 lanes of a tile, the compiler lays
+              [B, K, L, H] out as [B, K, H, L] (`ring.turned`), and a scatter turns the ring around
+    chunks    a ring of a few MB is brought to VMEM, gets its rows there, and is written back whole
+
+Letters: as in `ops.attention`; 128 columns of a visit.
 """
 
 import functools
@@ -20,6 +22,8 @@ from tpuinfer.ops.kernels.visits import Columns, held_position, list_visits
 _LANES = 128
 _LEAST = 8
 """Rows that a product needs; fewer are filled up."""
+_MOST_BYTES = 2 << 20
+"""Of a row's new keys, or values, which VMEM holds two of at a time."""
 
 
 class _Scalars(NamedTuple):
@@ -31,7 +35,14 @@ class _Scalars(NamedTuple):
     newest: Any
 
 
-def write_turned(
+def takes(keys: jax.Array, width: int) -> bool:
+    """Whether rings [B, K, L, H] and chunks of `width` rows are of sizes that the kernel takes."""
+    _, kv_heads, length, head_dim = keys.shape
+    lanes = -(-head_dim // _LANES) * _LANES
+    return length % _LANES == 0 and kv_heads * width * lanes * keys.dtype.itemsize <= _MOST_BYTES
+
+
+def write_rows(
     rings: tuple[jax.Array, jax.Array],
     new: tuple[jax.Array, jax.Array],
     slots: jax.Array,
@@ -39,6 +50,7 @@ def write_turned(
     length: jax.Array,
     *,
     sinks: int,
+    turned: bool,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Keys and values with new rows in their columns; the rest is left as it lies.
@@ -48,6 +60,7 @@ def write_turned(
       new: [R, K, T, H] of the same dtype, bit by bit as the ring keeps them.
       slots, start, length: [R] int32, as `cache.ring.Rows` has them. Slots of rows that are not
         idle differ.
+      turned: the rings lie as [B, K, H, L].
     """
     kv_heads, ring_length, head_dim = rings[0].shape[1:]
     columns = Columns(ring_length, _LANES, sinks=sinks)
@@ -57,9 +70,9 @@ def write_turned(
     visits = list_visits(slots, columns, span, most=most)
     fill = max(0, _LEAST - new[0].shape[2])
     given = [jnp.pad(one, ((0, 0), (0, 0), (0, fill), (0, 0))) for one in new]
-    turned = [jnp.swapaxes(one, 2, 3) for one in rings]
+    lying = [jnp.swapaxes(one, 2, 3) if turned else one for one in rings]
     if not interpret:
-        turned = [pltpu.with_memory_space_constraint(one, pltpu.HBM) for one in turned]
+        lying = [pltpu.with_memory_space_constraint(one, pltpu.HBM) for one in lying]
     scalars = _Scalars(visits.who, visits.ring, start, newest)
 
     def at_row(visit: Any, *prefetched: Any) -> tuple[Any, ...]:
@@ -67,20 +80,22 @@ def write_turned(
 
     def at_ring(visit: Any, *prefetched: Any) -> tuple[Any, ...]:
         place = _Scalars(*prefetched).ring[visit]
-        return jax.lax.div(place, columns.blocks), 0, 0, jax.lax.rem(place, columns.blocks)
+        slot, block = jax.lax.div(place, columns.blocks), jax.lax.rem(place, columns.blocks)
+        return (slot, 0, 0, block) if turned else (slot, 0, block, 0)
 
     new_spec = pl.BlockSpec((1, kv_heads, given[0].shape[2], head_dim), at_row)
-    ring_spec = pl.BlockSpec((1, kv_heads, head_dim, _LANES), at_ring)
+    tile = (head_dim, _LANES) if turned else (_LANES, head_dim)
+    ring_spec = pl.BlockSpec((1, kv_heads, *tile), at_ring)
     touched = 2 * given[0].shape[0] * kv_heads * head_dim * rings[0].dtype.itemsize
     call = pl.pallas_call(
-        functools.partial(_kernel, columns),
+        functools.partial(_kernel, columns, turned),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(visits.total,),
             in_specs=[new_spec, new_spec, ring_spec, ring_spec],
             out_specs=[ring_spec, ring_spec],
         ),
-        out_shape=[jax.ShapeDtypeStruct(one.shape, one.dtype) for one in turned],
+        out_shape=[jax.ShapeDtypeStruct(one.shape, one.dtype) for one in lying],
         input_output_aliases={len(scalars) + 2: 0, len(scalars) + 3: 1},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         cost_estimate=pl.CostEstimate(
@@ -91,8 +106,8 @@ def write_turned(
         interpret=interpret,
         name="ring_write",
     )
-    keys, values = call(*scalars, *given, *turned)
-    return jnp.swapaxes(keys, 2, 3), jnp.swapaxes(values, 2, 3)
+    keys, values = call(*scalars, *given, *lying)
+    return (jnp.swapaxes(keys, 2, 3), jnp.swapaxes(values, 2, 3)) if turned else (keys, values)
 
 
 def _span(columns: Columns, start: jax.Array, newest: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -113,7 +128,7 @@ def _span(columns: Columns, start: jax.Array, newest: jax.Array) -> tuple[jax.Ar
     return from_[:, None], jnp.where(newest >= start, count, 0)[:, None]
 
 
-def _kernel(columns: Columns, *refs: Any) -> None:
+def _kernel(columns: Columns, turned: bool, *refs: Any) -> None:
     scalars = _Scalars(*refs[: len(_Scalars._fields)])
     visit = pl.program_id(0)
     row = jnp.maximum(scalars.who[visit], 0)
@@ -121,31 +136,38 @@ def _kernel(columns: Columns, *refs: Any) -> None:
     start, newest = scalars.start[row], scalars.newest[row]
     news, olds, outs = (refs[at : at + 2] for at in range(len(scalars), len(refs), 2))
     tokens, kv_heads = news[0].shape[2], news[0].shape[1]
-    lanes = jax.lax.broadcasted_iota(jnp.int32, (1, _LANES), 1)
-    token = held_position(columns, newest, block * _LANES + lanes) - start
-    picked = jax.lax.broadcasted_iota(jnp.int32, (tokens, _LANES), 0) == token
+    along = 1 if turned else 0
+    shape, both = ((1, _LANES), (tokens, _LANES)) if turned else ((_LANES, 1), (_LANES, tokens))
+    column = block * _LANES + jax.lax.broadcasted_iota(jnp.int32, shape, along)
+    token = held_position(columns, newest, column) - start
+    picked = jax.lax.broadcasted_iota(jnp.int32, both, 1 - along) == token
     for new, old, out in zip(news, olds, outs, strict=True):
         for head in range(kv_heads):
-            out[0, head] = jnp.where(token >= 0, _placed(new[0, head], picked), old[0, head])
+            placed = _placed(new[0, head], picked, turned)
+            out[0, head] = jnp.where(token >= 0, placed, old[0, head])
 
 
-def _placed(new: Any, picked: Any) -> Any:
-    """[T, H] rows as columns [H, 128], by a product with ones and zeros: numbers stay as they are.
+def _placed(new: Any, picked: Any, turned: bool) -> Any:
+    """[T, H] rows where they belong in a tile, by a product with ones and zeros.
 
-    Bytes multiply as the whole numbers 0 .. 255 that they are, of which bfloat16 has all.
+    Numbers stay as they are. Bytes multiply as the whole numbers that they are, of which bfloat16
+    has all up to 256.
+
+    Args:
+      picked: [T, 128] or, of rings that do not lie turned, [128, T]: which row goes where.
+
+    Returns:
+      [H, 128], or [128, H].
     """
-    exact = new.dtype == jnp.float32
+    exact, kept = new.dtype == jnp.float32, new.dtype
     dtype = jnp.float32 if exact else jnp.bfloat16
-    whole = jnp.issubdtype(new.dtype, jnp.integer)
-    if whole:
-        new, kept = new.astype(jnp.int32).astype(jnp.float32), new.dtype
-    else:
-        kept = new.dtype
-    columns = jax.lax.dot_general(
-        new.astype(dtype),
-        picked.astype(jnp.float32).astype(dtype),
-        (((0,), (0,)), ((), ())),
+    whole = jnp.issubdtype(kept, jnp.integer)
+    rows = (new.astype(jnp.int32).astype(jnp.float32) if whole else new).astype(dtype)
+    ones = picked.astype(jnp.float32).astype(dtype)
+    made = jax.lax.dot_general(
+        *((rows, ones) if turned else (ones, rows)),
+        (((0,), (0,)) if turned else ((1,), (0,)), ((), ())),
         precision=jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT,
         preferred_element_type=jnp.float32,
     )
-    return columns.astype(jnp.int32).astype(kept) if whole else columns.astype(kept)
+    return made.astype(jnp.int32).astype(kept) if whole else made.astype(kept)

@@ -1,4 +1,4 @@
-"""Rows written to rings that lie turned, interpreted, against the flat scatter."""
+"""Rows written to rings by the kernel, interpreted, against the flat scatter."""
 
 import functools
 
@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from tpuinfer.cache.ring import Ring, Rows, write
-from tpuinfer.ops.kernels.write import write_turned
+from tpuinfer.ops.kernels.write import takes, write_rows
 from tpuinfer.quant.rows import Rounded, as_codes
 
 SLOTS, KV, HEAD = 4, 2, 8
 
 
 @functools.cache
-def program(sinks):
-    run = functools.partial(write_turned, sinks=sinks, interpret=True)
+def program(sinks, turned=True):
+    run = functools.partial(write_rows, sinks=sinks, turned=turned, interpret=True)
     return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -33,17 +33,20 @@ def bits(random, kind, *shape):
 
 
 @pytest.mark.parametrize(
-    ("kind", "length", "width", "sinks"),
+    ("kind", "length", "width", "sinks", "turned"),
     [
-        ("float32", 256, 1, 0),
-        ("bfloat16", 128, 1, 3),
-        ("uint8", 256, 1, 0),
-        ("float32", 384, 150, 0),
-        ("int8", 256, 150, 5),
-        ("bfloat16", 256, 300, 50),  # a chunk longer than the ring
+        ("float32", 256, 1, 0, True),
+        ("bfloat16", 128, 1, 3, True),
+        ("uint8", 256, 1, 0, True),
+        ("float32", 384, 150, 0, True),
+        ("int8", 256, 150, 5, True),
+        ("bfloat16", 256, 300, 50, True),  # a chunk longer than the ring
+        ("float32", 256, 150, 3, False),
+        ("uint8", 384, 150, 0, False),
+        ("bfloat16", 256, 300, 50, False),
     ],
 )
-def test_as_the_scatter_writes(kind, length, width, sinks):
+def test_as_the_scatter_writes(kind, length, width, sinks, turned):
     random = np.random.default_rng(4)
     for trial in range(4):
         old = [bits(random, kind, SLOTS, KV, length, HEAD) for _ in range(2)]
@@ -55,7 +58,7 @@ def test_as_the_scatter_writes(kind, length, width, sinks):
         count[0] = width if trial == 0 else count[0]
         count[2], slots[2] = 0, slots[0]  # idle, and named after a slot that is not
         expected = scattered(Ring(*old, length, sinks), new, Rows(slots, start, count))
-        found = program(sinks)(tuple(old), tuple(new), slots, start, count)
+        found = program(sinks, turned)(tuple(old), tuple(new), slots, start, count)
         for one, other in zip(found, (expected.keys, expected.values), strict=True):
             np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
             assert (np.asarray(one) != old[0]).any()
@@ -68,3 +71,10 @@ def test_rings_nobody_writes_to_stay():
     idle = np.zeros(3, np.int32)
     for one, other in zip(program(0)(old, new, idle, idle, idle), old, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_only_what_fits_is_taken():
+    ring = jax.ShapeDtypeStruct((4, 8, 1024, 128), jnp.bfloat16)
+    assert takes(ring, 1024)
+    assert not takes(ring, 1025)
+    assert not takes(jax.ShapeDtypeStruct((4, 8, 1000, 128), jnp.bfloat16), 8)
