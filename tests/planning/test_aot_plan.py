@@ -44,11 +44,11 @@ def test_its_experts_stay_where_they_are(experts):
         (Cell("int8", "int8"), {"weights": "int8", "ring": "int8"}),
     ],
 )
-def test_memory_of_a_decode_is_within_3_percent_of_the_compilers(cell, changed):
+def test_what_lies_in_memory_is_the_compilers_and_scratch_is_enough_for_a_decode(cell, changed):
+    """The estimate of scratch is for the prefill that needs most."""
     question = ask(**changed)
     reckoned = memory.estimate(lay_out(question), question.topology)
     made = described.compiled(cell)
     lying = reckoned.weights + reckoned.rings + reckoned.state
     assert lying == pytest.approx(made.arguments, rel=0.002)
-    wanted = lying + reckoned.temporaries
-    assert wanted == pytest.approx(made.arguments + made.temporary, rel=0.03)
+    assert made.temporary <= reckoned.temporaries <= made.temporary + 0.05 * lying
