@@ -70,4 +70,5 @@ def test_rings_stay_where_they_are(mode, kind, head):
     memory = made.memory_analysis()
     assert memory.alias_size_in_bytes >= 4 * each
     assert memory.temp_size_in_bytes < each / 2
-    assert made.as_text().count('custom_call_target="tpu_custom_call"') == (4 if head == 64 else 2)
+    writes = head == 64 or mode == "prefill"  # else the scatter does
+    assert made.as_text().count('custom_call_target="tpu_custom_call"') == (4 if writes else 2)
