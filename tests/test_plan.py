@@ -81,6 +81,7 @@ def test_any_config_json_will_do(tmp_path):
         (("--topology", "v5e:3x4"), 3, "no slice of TPU v5e; nearest: v5e:"),
         ((), 2, "topology is given neither by a flag nor"),
         (("--topology", "v5e-8", "--mesh", "4x4"), 3, "has 8; nearest: "),
+        (("--topology", "v5e-8", "--verify"), 2, "--verify means nothing to the planner"),
         (("--topology", "v5e-8,v6e-8"), 2, "several go with --compare"),
         (("--topology", "h100:8", "--compile"), 2, "nearest: leave out --compile"),
         (("--topology", "v5e-8", "--compile", "--compare"), 2, "--compile goes not with --compare"),

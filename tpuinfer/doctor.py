@@ -44,7 +44,8 @@ _MODEL = flags.DEFINE_string(
 
 def main() -> None:
     """Look at the machine, print what was found, and exit with 1 if anything fails."""
-    _refuse_unread()
+    read = _READ | ({shared.MESH.name} if _SELFTEST.value else set())
+    shared.refuse_unread(read, "the doctor")
     if _PROBE_SECONDS.value <= 0:
         raise ConfigError(f"probe-seconds is {_PROBE_SECONDS.value:g}: give a number above 0")
     facts = collect(_ENVIRON, cache_dir=shared.cache_dir(), seconds=_PROBE_SECONDS.value)
@@ -81,14 +82,6 @@ def _selftest(before: list[Finding]) -> tuple[list[Finding], dict[str, Any]]:
         print("Send this back, with the output of --selftest --json, if anything is off.")
         print(json.dumps(done.figures, indent=1))
     return before + done.findings, done.figures
-
-
-def _refuse_unread() -> None:
-    """A flag of the other front doors means nothing here, where no model is loaded."""
-    for flag in flags.FLAGS.get_flags_for_module(shared.__name__):
-        read = _READ | ({shared.MESH.name} if _SELFTEST.value else set())
-        if flag.present and flag.name not in read:
-            raise ConfigError(f"--{flag.name} means nothing to the doctor: leave it out")
 
 
 if __name__ == "__main__":

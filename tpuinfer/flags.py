@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -125,6 +125,18 @@ _SHARED: dict[str, Any] = {
 }
 
 Watch = Callable[[str, int, int], None]
+
+
+def refuse_unread(read: Collection[str], door: str) -> None:
+    """Refuse shared flags that a front door is given and does not read.
+
+    Raises:
+      ConfigError: names the first.
+    """
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+        if flag.present and flag.name not in read:
+            raise ConfigError(f"--{flag.name} means nothing to {door}: leave it out")
+
 
 _log = logging.getLogger(__name__)
 

@@ -41,8 +41,28 @@ _PRICE = flags.DEFINE_float(
 _JSON = flags.DEFINE_bool("json", False, "Print JSON (tpuinfer/planning/as_json.py describes it).")
 
 
+_READ = frozenset(
+    flag.name
+    for flag in (
+        shared.CONFIG,
+        shared.MODEL,
+        shared.MESH,
+        shared.RULES,
+        shared.DTYPE,
+        shared.WEIGHTS,
+        shared.RING,
+        shared.SLOTS,
+        shared.CONTEXT,
+        shared.CONTEXT_POLICY,
+        shared.SINKS,
+        shared.ATTENTION,
+    )
+)
+
+
 def main() -> None:
     """Answer the question that the flags put; exit with 3 if it does not fit."""
+    shared.refuse_unread(_READ, "the planner")
     jax.config.update("jax_platforms", "cpu")  # nothing runs, and no TPU is to be taken
     chosen = shared.settings()
     named = _TOPOLOGY.value or chosen.topology

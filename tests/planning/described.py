@@ -5,38 +5,26 @@ python -m tests.planning.described [cell ...]      the table of BUILD_NOTES.md, 
 
 import dataclasses
 import functools
-import importlib.util
-import os
 import sys
 import time
 from dataclasses import dataclass
 
 import jax
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from tpuinfer.config import EngineConfig, SlotClass
-from tpuinfer.engine.plan import abstract_device, plan_of
+from tpuinfer.engine.plan import plan_of, specs_of
 from tpuinfer.models import registry, sizes
 from tpuinfer.planning import hlo, traffic
 from tpuinfer.platform import platform_settings
-from tpuinfer.programs.closed_set import program_specs
 from tpuinfer.programs.compile import lower
+from tpuinfer.sharding.described import described_devices, described_mesh, has_compiler
+from tpuinfer.sharding.mesh import MeshShape
 
-LIBTPU = importlib.util.find_spec("libtpu") is not None
+LIBTPU = has_compiler()
 WHY = "needs libtpu, the TPU compiler (pip install 'tpuinfer[tpu]'); no TPU"
 
 SLOTS, CONTEXT = 64, 2048
-
-# libtpu looks for the machine's own TPU, and for other processes that hold it, unless it is told.
-_QUIET = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -104,10 +92,8 @@ class Found:
 
 def described(topology: str = "v5e:2x4", data: int = 1) -> Mesh:
     """A mesh of the chips of a topology that is not here."""
-    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    grid = np.array(devices).reshape(data, -1)
-    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    count = len(described_devices(topology))
+    return described_mesh(topology, MeshShape((("data", data), ("model", count // data))))
 
 
 @functools.cache
@@ -123,20 +109,9 @@ def compiled(cell: Cell) -> Found:
         engine=EngineConfig((SlotClass(SLOTS, CONTEXT),), ring=cell.ring),
         settings=dataclasses.replace(platform_settings("tpu"), steps=cell.steps),
     )
-    state, tables = abstract_device(plan)
-    specs = program_specs(
-        registry.build(plan.config),
-        plan.layout,
-        state,
-        tables,
-        settings=plan.settings,
-        dtype=plan.dtype,
-        buckets=plan.buckets,
-        schemes=plan.schemes,
-    )
     name = "decode" if cell.width is None else f"prefill_1x{cell.width}"
     start = time.perf_counter()
-    made = lower(next(spec for spec in specs if spec.name == name)).compile()
+    made = lower(next(spec for spec in specs_of(plan) if spec.name == name)).compile()
     seconds = time.perf_counter() - start
     module, memory = hlo.parse(made.as_text()), made.memory_analysis()
     # Rings are read block by block, up to the longest slot: here all of them, at the worst.

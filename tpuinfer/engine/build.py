@@ -18,12 +18,11 @@ from tpuinfer.engine.encoder import EncoderPlan, encoder_plan_of
 from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.fit import plan_to_fit
 from tpuinfer.engine.memory import as_mesh_error
-from tpuinfer.engine.plan import Plan, abstract_device, abstract_weights
+from tpuinfer.engine.plan import Plan, abstract_device, abstract_weights, specs_of
 from tpuinfer.engine.warmup import WarmUp
 from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import EncoderConfig
 from tpuinfer.models import registry
-from tpuinfer.programs.closed_set import program_specs
 from tpuinfer.programs.compile import compile_programs, use_compilation_cache
 from tpuinfer.programs.guard import CompileGuard
 from tpuinfer.programs.state import zeros
@@ -196,16 +195,7 @@ def start(
     """
     use_compilation_cache((cache_dir or checkpoint_load.default_cache_dir()) / "compiled")
     state, tables = abstract_device(plan)
-    specs = program_specs(
-        registry.build(plan.config),
-        plan.layout,
-        state,
-        tables,
-        settings=plan.settings,
-        dtype=plan.dtype,
-        buckets=plan.buckets,
-        schemes=plan.schemes,
-    )
+    specs = specs_of(plan)
     try:
         runner = DeviceRunner(
             params,

@@ -24,6 +24,8 @@ from tpuinfer.platform import (
     platform_settings,
 )
 from tpuinfer.programs.buckets import default_buckets
+from tpuinfer.programs.closed_set import program_specs
+from tpuinfer.programs.compile import ProgramSpec
 from tpuinfer.programs.slots import SlotLayout
 from tpuinfer.programs.state import DecodeState, abstract_state, abstract_tables
 from tpuinfer.quant.schemes import NONE, Scheme
@@ -191,6 +193,21 @@ def abstract_device(plan: Plan) -> tuple[DecodeState, Tables]:
         plan.rings, plan.layout, vocab=plan.config.vocab, max_stop_ids=MAX_STOP_IDS
     )
     return state, abstract_tables(state, MAX_LOGIT_BIAS)
+
+
+def specs_of(plan: Plan) -> list[ProgramSpec]:
+    """Every program that a plan runs, none compiled; needs no device."""
+    state, tables = abstract_device(plan)
+    return program_specs(
+        registry.build(plan.config),
+        plan.layout,
+        state,
+        tables,
+        settings=plan.settings,
+        dtype=plan.dtype,
+        buckets=plan.buckets,
+        schemes=plan.schemes,
+    )
 
 
 def _contexts(

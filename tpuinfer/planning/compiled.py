@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 
 import jax
 
-from tpuinfer.engine.plan import Plan, abstract_device
+from tpuinfer.engine.plan import Plan, specs_of
 from tpuinfer.errors import MeshError
-from tpuinfer.models import registry
 from tpuinfer.planning import hlo, traffic
 from tpuinfer.planning.traffic import Assumed, Collective
-from tpuinfer.programs.closed_set import decode_name, prefill_name, prefill_shapes, program_specs
+from tpuinfer.programs.closed_set import decode_name, prefill_name, prefill_shapes
 from tpuinfer.programs.compile import ProgramSpec, lower
 
 _TOO_MUCH = (
@@ -76,18 +75,7 @@ def compile_all(
     Raises:
       MeshError: the compiler fails for another reason than memory.
     """
-    state, tables = abstract_device(plan)
-    specs = program_specs(
-        registry.build(plan.config),
-        plan.layout,
-        state,
-        tables,
-        settings=plan.settings,
-        dtype=plan.dtype,
-        buckets=plan.buckets,
-        schemes=plan.schemes,
-    )
-    wanted = [spec for spec in specs if spec.name in (names or shown(plan))]
+    wanted = [spec for spec in specs_of(plan) if spec.name in (names or shown(plan))]
     with ThreadPoolExecutor(workers) as pool:
         running = {spec.name: pool.submit(_compile, spec, lower(spec), plan) for spec in wanted}
         found = {}
