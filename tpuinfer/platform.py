@@ -51,6 +51,8 @@ class PlatformSettings:
       ragged_tokens: tokens of one row in a call from which a mixture's experts compute only the
         rows that chose them, sorted; below, and always if None, every expert computes every row.
       packs_int4: 4-bit codes are kept two in a byte, not as int4.
+      most_slots: of one data shard, where memory decides on slots. With some 240 rows a v5e
+        multiplies as long as it reads weights (197 TFLOP/s, 819 GB/s), a CPU with a few.
       default_context: ring length when nobody says one (and the model allows it).
       attention: what reads the rings. pallas: what does if kernels are asked for; None = there are
         none for this platform.
@@ -67,6 +69,7 @@ class PlatformSettings:
     narrow_rows: tuple[int, ...] = ()
     block: int = 512
     default_context: int = 2048
+    most_slots: int = 256
     encode_tokens: int = 4096
     encode_smallest: int = 32
     ragged_tokens: int | None = None
@@ -78,6 +81,7 @@ class PlatformSettings:
 
 
 _CPU = PlatformSettings(
+    most_slots=16,
     ring_dtype="float32",
     min_rows=4,
     steps=1,

@@ -4,7 +4,7 @@ import pytest
 
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine import footprint, scratch
-from tpuinfer.engine.fit import MOST_SLOTS, Room, plan_to_fit
+from tpuinfer.engine.fit import Room, plan_to_fit
 from tpuinfer.errors import OutOfMemoryError
 from tpuinfer.platform import platform_settings
 from tpuinfer.sharding.mesh import abstract_mesh, parse_mesh
@@ -46,7 +46,7 @@ def test_as_many_slots_as_fit_and_not_one_more(slots):
 
 
 def test_slots_are_at_most_what_a_chip_can_use():
-    assert fit("auto", 512, usable=10**13).slots.slots == 2 * MOST_SLOTS
+    assert fit("auto", 512, usable=10**13).slots.slots == 2 * TPU.most_slots
 
 
 def test_slots_alone_take_the_usual_context():

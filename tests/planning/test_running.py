@@ -31,7 +31,7 @@ def test_devices_that_no_table_knows_get_what_there_is(plan, monkeypatch):
     text = running.explain(plan, "tiny", "none")
     assert running.topology_of(plan.layout.mesh) is None
     assert "GB for programs, of 1.00 GB that there are" in text
-    assert "What would fit: --slots 512x1024" in text
+    assert "What would fit: --slots 32x1024" in text
     assert "rings    global" in text
 
 

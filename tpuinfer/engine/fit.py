@@ -1,6 +1,6 @@
 """How many slots the devices have room for, and how long ones: `--slots auto --context auto`.
 
-slots auto              as many as fit, at most 256 for each data shard
+slots auto              as many as fit, at most the platform's `most_slots` for each data shard
 context auto            the longest with which the slots that were asked for fit
 both                    the longest, halving the model's own down to 2048, that leaves room for
 16 slots for each data shard; then as many as fit
@@ -20,10 +20,6 @@ from tpuinfer.errors import OutOfMemoryError
 from tpuinfer.model_config import ModelConfig
 from tpuinfer.platform import PlatformSettings, platform_settings
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh, platform_of
-
-MOST_SLOTS = 256
-"""Of one data shard. With some 240 rows a v5e multiplies as long as it reads weights (197 TFLOP/s,
-819 GB/s); more make every request slower and the whole hardly faster."""
 
 _ENOUGH_SLOTS = 16
 _SHORTEST = 2048
@@ -67,7 +63,7 @@ class Room:
             one = SlotClass(count * self._shards, context)
             return self.needed(dataclasses.replace(engine, classes=(one,))) <= self.usable
 
-        most = _last(fits, MOST_SLOTS)
+        most = _last(fits, self._settings.most_slots)
         whole = self._settings.min_rows
         return (most - most % whole if most > whole else most) * self._shards
 
