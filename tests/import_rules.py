@@ -14,7 +14,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("testing",),
     ("front doors",),
     ("flags",),
-    ("server", "benchmark", "accuracy", "diagnosis", "group", "selftest"),
+    ("server", "benchmark", "accuracy", "diagnosis", "group", "selftest", "experiment"),
     ("engine", "planning", "offline"),
     ("programs", "checkpoint"),
     ("models",),
@@ -34,6 +34,7 @@ WITHIN_A_LEVEL = (
     ("server", "benchmark"),
     ("engine", "planning"),
     ("benchmark", "selftest"),
+    ("benchmark", "experiment"),
     ("diagnosis", "selftest"),
 )
 
@@ -74,6 +75,7 @@ RULES = (
     Rule("transformers", ("benchmark.peer_transformers",)),
     Rule("llama_cpp", ("benchmark.peer_llama_cpp",)),
     Rule("pickle", ()),
+    Rule("matplotlib", ("experiment.plots",)),
 )
 
 # Modules that may not import jax, flax or orbax themselves.

@@ -7,7 +7,9 @@ import types
 import pytest
 
 from tpuinfer import flags
+from tpuinfer.config import Settings
 from tpuinfer.errors import ConfigError, MeshError
+from tpuinfer.planning.best import Choice
 
 CHOICES = ("decode", "prefill")
 
@@ -90,3 +92,19 @@ def test_a_topology_that_there_is_not_is_said_before_a_model_is_fetched(monkeypa
     monkeypatch.setattr(flags, "_SHARED", {})
     with pytest.raises(MeshError, match="'v5e-9' is no slice of TPU v5e; nearest: v5e:2x4"):
         flags.settings()
+
+
+def test_auto_becomes_a_mesh_with_one_line_in_the_log(monkeypatch, caplog):
+    def best(chosen, engine, **others):
+        assert (chosen.model, engine.slots, others["random_weights"]) == ("m", 8, "sizes")
+        return Choice("2x4", "as it is best")
+
+    monkeypatch.setattr(flags, "cache_dir", lambda: None)
+    monkeypatch.setattr("tpuinfer.planning.best.for_settings", best)
+    chosen = Settings("m", mesh="auto")
+    caplog.set_level("INFO")
+    made = flags.with_mesh(chosen, chosen.engine(), random_weights="sizes")
+    assert made == Settings("m", mesh="2x4")
+    assert caplog.messages == ["mesh auto is 2x4: as it is best"]
+    given = Settings("m", mesh="8")
+    assert flags.with_mesh(given, given.engine()) is given

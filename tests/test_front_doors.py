@@ -151,6 +151,12 @@ def test_flags_win_over_the_file(model, tmp_path):
     refused(doors.run("generate", *given, "--mesh", "3by2"), 3, "mesh '3by2'")
 
 
+def test_of_a_cpu_the_best_mesh_is_one_device(model):
+    result = doors.run("generate", *model, "--mesh", "auto", "--prompt", "hello")
+    assert (result.code, result.out != "") == (0, True)
+    assert "mesh auto is 1: a CPU is one device; --mesh 8 simulates eight" in result.err
+
+
 def test_a_context_beyond_the_model_names_the_longest(model):
     result = doors.run("generate", *model, "--context", str(tiny_model.CONTEXT + 1))
     refused(result, 2, "context is 257", f"nearest: {tiny_model.CONTEXT}")

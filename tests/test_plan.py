@@ -47,6 +47,38 @@ def test_fit_chooses_and_compare_ranks():
     assert "$/Mtok" in made.out
 
 
+def test_a_mesh_of_its_own_choice_is_told_with_the_reason():
+    made = doors.run("plan", *EIGHT_B, "--mesh", "auto", "--json")
+    assert json.loads(made.out)["mesh"] == {"data": 1, "model": 8}
+    assert made.err.startswith("mesh auto is 8: of 4 meshes of v5e:2x4 ")
+    assert made.err.count("\n") == 1
+    big = ("--model", "llama-3.3-70b", "--topology", "v5e:2x4", "--slots", "16x2048")
+    made = doors.run("plan", *big, "--mesh", "auto")
+    assert made.code == 3
+    assert "does NOT fit" in made.out
+    assert "--weights int8 --ring int8" in made.out
+    assert made.err.startswith("mesh is auto, and llama-3.3-70b runs on no mesh of v5e:2x4")
+
+
+def test_presets_and_meshes_of_three_axes():
+    made = doors.run("plan", *EIGHT_B, "--mesh", "2x4", "--rules", "2d")
+    assert made.code == 0
+    assert "embed on data; expert_mlp on data+model." in made.out
+    shape = "data=2,expert=4,model=2"
+    flags = ("--topology", "v5e:4x4", "--mesh", shape, "--rules", "expert", "--json")
+    made = doors.run("plan", "--model", "qwen3-30b-a3b", *flags)
+    found = json.loads(made.out)
+    assert found["mesh"] == {"data": 2, "expert": 4, "model": 2}
+    over = {tuple(one["axes"]) for one in found["programs"]["decode"]["exchanges"]}
+    assert over == {("model",), ("expert",), ("model", "expert")}
+    made = doors.run("plan", *EIGHT_B, "--mesh", shape)
+    assert made.code == 3
+    assert "is of 16 devices, v5e:2x4 has 8; nearest: expert=4,model=2; legal: " in made.err
+    made = doors.run("plan", *EIGHT_B, "--rules", "3d")
+    assert (made.code, made.err.count("\n")) == (3, 1)
+    assert "'3d', which is no file and no preset; nearest: '2d'" in made.err
+
+
 def test_steps_and_quantised_rings_reach_the_plan():
     made = doors.run(
         "plan", *EIGHT_B, "--steps", "3", "--ring", "int8", "--weights", "int8", "--json"

@@ -147,14 +147,20 @@ def _settings(mode: str, options: Options) -> Settings:
     from_file = shared.CONFIG.value is not None
     if not (shared.SLOTS.present or from_file):
         slots = max(options.batch) if mode == "decode" else _SLOTS[mode]
-        shards = dict(parse_mesh(chosen.mesh).axes).get(DATA, 1)
+        shards = 1
+        if chosen.mesh != "auto":  # which is chosen for the slots
+            shards = dict(parse_mesh(chosen.mesh).axes).get(DATA, 1)
         chosen = dataclasses.replace(chosen, slots=-(-slots // shards) * shards)
     by_slots = "x" in str(chosen.slots)
     if not (shared.CONTEXT.present or from_file or by_slots or mode in _ON_HOST):
         tokens = options.prompt_tokens + options.new_tokens
         longest = max(_LEAST_CONTEXT, -(-tokens // _CONTEXT_STEP) * _CONTEXT_STEP)
         chosen = dataclasses.replace(chosen, context=longest)
-    return chosen
+    if mode in _ON_HOST:
+        return chosen
+    with shared.Bars() as progress:
+        random = _RANDOM_WEIGHTS.value
+        return shared.with_mesh(chosen, chosen.engine(), random_weights=random, progress=progress)
 
 
 def _batches(text: str) -> tuple[int, ...]:

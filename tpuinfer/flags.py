@@ -4,6 +4,7 @@ absl flags are process-global, so each shared flag is defined here and nowhere e
 """
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import logging
@@ -43,9 +44,16 @@ MODEL = flags.DEFINE_string(
     "Catalogue name, directory (ours or Hugging Face's), GGUF file, or org/name on the hub.",
 )
 MESH = flags.DEFINE_string(
-    "mesh", _DEFAULT.mesh, "8 (model=8), 2x4 (data=2, model=4) or data=2,model=4."
+    "mesh",
+    _DEFAULT.mesh,
+    "8 (model=8), 2x4 (data=2, model=4), data=2,expert=4,model=2, or auto: the planner's best for "
+    "the model, slots and devices (of a CPU 1).",
 )
-RULES = flags.DEFINE_string("rules", None, "TOML file with sharding rules; default: built in.")
+RULES = flags.DEFINE_string(
+    "rules",
+    None,
+    "Sharding rules: 1d (the default), 2d, data, fsdp, sequence, expert, context, or a TOML file.",
+)
 DTYPE = flags.DEFINE_enum("dtype", _DEFAULT.dtype, DTYPES, "Of weights and activations.")
 WEIGHTS = flags.DEFINE_string(
     "weights",
@@ -249,7 +257,7 @@ def _explained(plan: "Plan", chosen: Settings) -> Iterator[None]:
 def _wanted(chosen: Settings, engine: EngineConfig, progress: "Watch") -> dict[str, Any]:
     """What a plan is made of, beside the model."""
     return {
-        "mesh": chosen.mesh,
+        "mesh": with_mesh(chosen, engine, progress=progress).mesh,
         "rules": chosen.rules,
         "dtype": chosen.dtype,
         "weights": chosen.weights,
@@ -257,6 +265,37 @@ def _wanted(chosen: Settings, engine: EngineConfig, progress: "Watch") -> dict[s
         "cache_dir": cache_dir(),
         "progress": progress,
     }
+
+
+def with_mesh(
+    chosen: Settings,
+    engine: EngineConfig,
+    *,
+    random_weights: str | None = None,
+    progress: "Watch | None" = None,
+) -> Settings:
+    """The settings with a mesh in place of auto, and one line in the log that says why.
+
+    Args:
+      random_weights: sizes of a known model instead of a checkpoint.
+
+    Raises:
+      TpuinferError: the model cannot be found, or fits on no mesh.
+    """
+    if chosen.mesh != "auto":
+        return chosen
+    from tpuinfer.checkpoint.progress import silent
+    from tpuinfer.planning import best
+
+    found = best.for_settings(
+        chosen,
+        engine,
+        random_weights=random_weights,
+        cache_dir=cache_dir(),
+        progress=progress or silent,
+    )
+    _log.info("mesh auto is %s: %s", found.mesh, found.why)
+    return dataclasses.replace(chosen, mesh=found.mesh)
 
 
 def _compare_slices(topology: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -11,15 +12,17 @@ from absl import flags
 
 from tpuinfer import flags as shared
 from tpuinfer.errors import ConfigError, MeshError, OutOfMemoryError
-from tpuinfer.planning import as_json, as_text, compare, question, remedies
+from tpuinfer.planning import as_json, as_text, best, compare, question, remedies
 from tpuinfer.planning import topology as slices
 from tpuinfer.planning.answer import answer
 from tpuinfer.planning.question import Question
 from tpuinfer.planning.topology import Topology
 from tpuinfer.sharding.mesh import MODEL, MeshShape, parse_mesh
-from tpuinfer.sharding.rules import load_rules
+from tpuinfer.sharding.presets import load_rules
 
 flags.adopt_module_key_flags(shared)
+
+_log = logging.getLogger("tpuinfer.plan")
 
 _TOPOLOGY = flags.DEFINE_string(
     "topology",
@@ -94,7 +97,7 @@ def main() -> None:
         return
     if len(topologies) > 1:
         raise ConfigError(f"topology is {named!r}: several go with --compare")
-    _answer(asked)
+    _answer(_with_best(asked) if chosen.mesh == "auto" else asked)
 
 
 def _refuse_both() -> None:
@@ -119,10 +122,21 @@ def _refuse_both() -> None:
 
 def _mesh(text: str, topology: Topology, kv_heads: int) -> MeshShape:
     """What --mesh says; else the most model-parallel one that cuts the KV heads evenly."""
-    if shared.MESH.present or shared.CONFIG.value:
+    if text != "auto" and (shared.MESH.present or shared.CONFIG.value):
         return parse_mesh(text)
     legal = slices.meshes(topology)
     return next((one for one in legal if kv_heads % dict(one.axes)[MODEL] == 0), legal[0])
+
+
+def _with_best(asked: Question) -> Question:
+    """With the mesh that is ranked first; where none fits as it was, to say what would."""
+    try:
+        found = best.choose(asked)
+    except OutOfMemoryError as error:
+        _log.info("%s", str(error).partition(";")[0])
+        return asked
+    _log.info("mesh auto is %s: %s", found.mesh, found.why)
+    return dataclasses.replace(asked, mesh=parse_mesh(found.mesh))
 
 
 def _answer(asked: Question) -> None:

@@ -20,9 +20,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 def test_decode_as_json(model):
     done = doors.run(
         "bench", "decode", *model, "--batch=1,2", "--new-tokens=6", "--context=64", "--rounds=1",
-        "--json=-",
+        "--json=-", "--mesh=auto",
     )  # fmt: skip
     assert done.code == 0, done.err
+    assert "mesh auto is 1: a CPU is one device" in done.err
     report = json.loads(done.out)
     assert [row["case"]["live_slots"] for row in report["rows"]] == [1, 2]
     assert report["settings"]["slots"] == 2

@@ -21,8 +21,9 @@ from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import ModelConfig
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params
+from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.rules import ShardingRules, resolve
+from tpuinfer.sharding.rules import ShardingRules
 from tpuinfer.testing import reference
 
 PROMPTS = [(3, 11, 4, 11, 5), (9, 12), (6, 5, 3, 5, 8, 9, 7, 9)]

@@ -1,14 +1,19 @@
 """Weights that are made where they lie."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from tpuinfer.benchmark.weights import random_params
+from tpuinfer.checkpoint.repeat import once
+from tpuinfer.engine.plan import abstract_weights, plan_of, repeated
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params
+from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.rules import ShardingRules, resolve
+from tpuinfer.sharding.rules import ShardingRules
 from tpuinfer.testing.tiny import TINY
 
 MESHES = ("1", "2x4")
@@ -68,3 +73,15 @@ def test_alike_parameters_share_a_program(caplog):
         random_params(wanted, 0)
     programs = [line for line in caplog.messages if line.startswith("Compiling jit(make)")]
     assert 1 < len(programs) == len({one.shape for one in wanted.values()})
+
+
+def test_heads_that_are_repeated_are_those_of_one_device():
+    config = dataclasses.replace(TINY, heads=8, kv_heads=2)
+    plans = [plan_of(config, mesh=mesh, dtype="float32", weights="int8") for mesh in ("1", "4")]
+    one, four = (random_params(abstract_weights(plan), 3, repeated(plan)) for plan in plans)
+    for name, value in one.items():
+        copies = 2 if "k_proj" in name or "v_proj" in name else 1
+        for small, large in zip(*map(jax.tree.leaves, (value, four[name])), strict=True):
+            np.testing.assert_array_equal(np.repeat(np.asarray(small), copies, axis=0), large)
+    for name, value in once(four, repeated(plans[1])).items():
+        jax.tree.map(np.testing.assert_array_equal, value, one[name])

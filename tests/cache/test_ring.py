@@ -14,8 +14,9 @@ from tpuinfer.cache import ring as ring_module
 from tpuinfer.cache.ring import Asked, Ring, RingAttention, Rows, horizons
 from tpuinfer.ops import attention as attention_ops
 from tpuinfer.quant.rows import Rounded
+from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.rules import ShardingRules, resolve
+from tpuinfer.sharding.rules import ShardingRules
 
 SLOTS, KV, HEADS, LENGTH, HEAD = 4, 4, 8, 8, 2
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from tpuinfer.cache.ring import Asked, Ring, RingAttention, Rows
+from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.rules import ShardingRules, resolve
+from tpuinfer.sharding.rules import ShardingRules
 
 KV, HEADS, HEAD, BLOCK, TOKENS = 4, 8, 2, 4, 40
 

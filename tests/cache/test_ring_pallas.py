@@ -20,8 +20,9 @@ from tpuinfer.models.blueprint import bind
 from tpuinfer.platform import platform_settings
 from tpuinfer.programs.compile import compile_programs
 from tpuinfer.quant.rows import as_stored, round_rows
+from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.rules import ShardingRules, resolve
+from tpuinfer.sharding.rules import ShardingRules
 from tpuinfer.testing.drive import run, works
 from tpuinfer.testing.tiny import TINY, tiny
 

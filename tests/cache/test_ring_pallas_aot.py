@@ -13,7 +13,8 @@ from tests.planning import described
 from tpuinfer.cache.ring import Asked, Ring, RingAttention, Rows
 from tpuinfer.platform import platform_settings
 from tpuinfer.quant.rows import is_codes, stored
-from tpuinfer.sharding.rules import ShardingRules, resolve
+from tpuinfer.sharding.layout import resolve
+from tpuinfer.sharding.presets import PRESETS
 
 pytestmark = [
     pytest.mark.aot,
@@ -24,10 +25,10 @@ SLOTS, KV, HEADS, LENGTH = 64, 8, 32, 2048
 
 
 @functools.cache
-def compiled(mode, kind, head):
+def compiled(mode, kind, head, rules="1d"):
     """Two layers, one after the other, on v5e:2x4 with data=2."""
-    sizes = {"batch": SLOTS, "heads": HEADS, "kv_heads": KV}
-    layout = resolve(ShardingRules(), described.described(data=2), sizes)
+    sizes = {"batch": SLOTS, "heads": HEADS, "kv_heads": KV, "length": 0}
+    layout = resolve(PRESETS[rules], described.described(data=2), sizes)
     attend = RingAttention(layout, 512, mode, platform_settings("tpu").attention)
 
     def shaped(shape, dtype, axes):
@@ -72,3 +73,15 @@ def test_rings_stay_where_they_are(mode, kind, head):
     assert memory.temp_size_in_bytes < each / 2
     writes = head == 64 or mode == "prefill"  # else the scatter does
     assert made.as_text().count('custom_call_target="tpu_custom_call"') == (4 if writes else 2)
+
+
+@pytest.mark.parametrize("mode", ["decode", "prefill"])
+def test_rings_that_are_cut_along_their_length_stay_too(mode):
+    """By XLA's scatter; what devices have seen goes to the keepers of its heads, once a layer."""
+    made, each = compiled(mode, "bfloat16", 128, "context")
+    memory, text = made.memory_analysis(), made.as_text()
+    assert memory.alias_size_in_bytes >= 4 * each
+    assert memory.temp_size_in_bytes < each / 2
+    sent = [line for line in text.splitlines() if " all-to-all(" in line]
+    assert len(sent) == 4  # the sums of weights, and the values, of two layers
+    assert "tpu_custom_call" not in text

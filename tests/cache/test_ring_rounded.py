@@ -14,8 +14,9 @@ import pytest
 
 from tpuinfer.cache.ring import Asked, Ring, RingAttention, Rows, Scores
 from tpuinfer.quant.rows import stored
+from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.rules import ShardingRules, resolve
+from tpuinfer.sharding.rules import ShardingRules
 
 SLOTS, KV, HEADS, HEAD, BLOCK = 4, 4, 8, 5, 4
 TOP = {"int8": 127.0, "float8_e4m3fn": 448.0}

@@ -16,7 +16,8 @@ import pytest
 from tpuinfer.checkpoint import by_rows, layout, orbax_store, quantised
 from tpuinfer.checkpoint import load as room
 from tpuinfer.checkpoint.convert import convert
-from tpuinfer.engine.plan import abstract_weights, plan_of
+from tpuinfer.checkpoint.repeat import once
+from tpuinfer.engine.plan import abstract_weights, plan_of, repeated
 from tpuinfer.errors import CheckpointError
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import weights
@@ -44,11 +45,12 @@ def converted(_converted_once: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def load(path: Path, word: str = "auto", mesh: str = "1") -> dict[str, Any]:
-    """As the engine does it."""
+    """As the engine does it; KV heads that it keeps several times, once."""
     config = registry.read_config(room.read_config(path))
     wanted = room.stored_schemes(path) if word == "auto" else word
     plan = plan_of(config, mesh=mesh, dtype="float32", weights=wanted)
-    return room.load_params(path, abstract_weights(plan))
+    repeats = repeated(plan)
+    return once(room.load_params(path, abstract_weights(plan), repeats), repeats)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

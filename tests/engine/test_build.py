@@ -117,7 +117,7 @@ def test_a_tokenizer_of_another_model_is_refused(gguf, tmp_path):
 @pytest.fixture
 def loaded(gguf, tmp_path, monkeypatch):
     """`build.load` with everything but the device: the fake runner answers."""
-    monkeypatch.setattr(build.checkpoint_load, "load_params", lambda path, shapes: None)
+    monkeypatch.setattr(build.checkpoint_load, "load_params", lambda path, shapes, repeats: None)
     monkeypatch.setattr(build, "start", lambda *_, **__: FakeRunner(1, capacity=64))
     plan = build.make_plan(gguf, cache_dir=tmp_path)
     return functools.partial(build.load, plan)

@@ -9,8 +9,9 @@ from tiny_encoder import EVEN, ODD, hidden, random_weights
 from tpuinfer.errors import ConfigError
 from tpuinfer.models import bert, registry
 from tpuinfer.models.blueprint import abstract_params, bind
+from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.rules import ShardingRules, resolve
+from tpuinfer.sharding.rules import ShardingRules
 
 IDS = [[2, 90, 17, 5, 61, 3], [2, 3], [2, 8, 8, 8, 50, 44, 31, 20, 63, 3], [7]]
 WIDTH = 12

@@ -13,8 +13,9 @@ from tpuinfer.models import blocks
 from tpuinfer.models.blueprint import bind, weights
 from tpuinfer.models.registry import axis_sizes
 from tpuinfer.ops import rope
+from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.rules import ShardingRules, resolve
+from tpuinfer.sharding.rules import ShardingRules
 from tpuinfer.testing.tiny import ODD, TINY
 
 MESHES = pytest.mark.parametrize("mesh", ["1", "2x4", "8"])

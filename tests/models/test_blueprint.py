@@ -10,8 +10,9 @@ from flax import nnx
 
 from tpuinfer.models import blueprint, registry
 from tpuinfer.models.blueprint import Weight, abstract_params, bind, weights
+from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.rules import ShardingRules, resolve
+from tpuinfer.sharding.rules import ShardingRules
 from tpuinfer.testing.tiny import ODD, TINY
 
 

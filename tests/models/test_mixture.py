@@ -12,8 +12,9 @@ from tpuinfer.models import experts
 from tpuinfer.models.blueprint import bind, weights
 from tpuinfer.models.registry import axis_sizes
 from tpuinfer.platform import PlatformSettings
+from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.rules import ShardingRules, resolve
+from tpuinfer.sharding.rules import ShardingRules
 from tpuinfer.testing.tiny import ODD
 
 CUTS = {

@@ -76,8 +76,16 @@ def test_where_no_one_change_helps_several_together_do():
     flags = [one.flags for one in remedies.remedies(ask("llama-3.3-70b", slots="256x8192"))]
     assert flags[0].startswith("--weights int8 --ring int8 --slots ")
     assert flags[0].endswith("x8192")
-    flags = [one.flags for one in remedies.remedies(ask("llama-3.1-405b", slots="8x2048"))]
+    rules = ShardingRules(fallback={"kv_heads": "replicate"})
+    asked = ask("llama-3.1-405b", slots="8x2048", rules=rules)
+    flags = [one.flags for one in remedies.remedies(asked)]
     assert flags == ["--topology v5p:2x2x2 --mesh 8 --weights int8 --ring int8"]
+
+
+def test_with_kv_heads_repeated_larger_slices_of_the_same_chip_help():
+    """Cut over 128 chips with 8 KV heads kept 16 times each; whole on each it would not fit."""
+    flags = [one.flags for one in remedies.remedies(ask("llama-3.1-405b", slots="8x2048"))]
+    assert flags[0] == "--topology v5e:8x16 --mesh 128"
 
 
 def test_remedies_say_what_other_chips_hold_and_how_many_more_there_are():
@@ -252,12 +260,23 @@ def test_the_text_names_the_verdict_the_bound_and_the_largest(small):
 
 
 def test_what_the_mesh_does_not_divide_is_told():
-    found = answer(ask(topology="v5e:4x4", mesh="16"))
+    rules = ShardingRules(fallback={"kv_heads": "replicate"})
+    found = answer(ask(topology="v5e:4x4", mesh="16", rules=rules))
     why = dict(found.replicated)
     assert why["kv_heads"] == "8 does not divide by model=16: replicated"
     assert set(why) == {"heads", "kv_heads"}
     assert f"kv_heads: {why['kv_heads']}" in as_text.as_text(found)
     assert as_json.as_json(found)["replicated"][1]["axis"] == "kv_heads"
+
+
+def test_kv_heads_that_are_kept_several_times_are_told():
+    found = answer(ask(topology="v5e:4x4", mesh="16"))
+    assert found.plan.config.kv_heads == 16
+    assert found.hbm.rings == answer(ask()).hbm.rings  # as on half the chips
+    text = as_text.as_text(found)
+    assert "KV heads: 8, each kept 2 times: 16 over model=16." in text.splitlines()
+    assert "Not cut" not in text
+    assert as_json.as_json(found)["repeats"] == 2
 
 
 def test_compiled_temporaries_take_the_place_of_estimates(small, monkeypatch):

@@ -57,5 +57,36 @@ def test_a_mesh_that_does_not_cover_the_slice_is_refused_with_the_nearest():
         slices.check_mesh(topology, parse_mesh("16"))
 
 
+def test_meshes_of_more_axes_leave_out_those_of_one_device():
+    found = [slices.written(one) for one in slices.meshes(slices.parse("v5e:2x2"), ["expert"])]
+    assert found == ["4", "2x2", "expert=2,model=2", "4x1", "expert=4", "data=2,expert=2"]
+    every = slices.meshes(slices.parse("v5e:4x4"), ["seq", "expert"])
+    assert len(every) == len(set(every)) == 35
+    assert {one.size for one in every} == {16}
+
+
+@pytest.mark.parametrize(
+    "text", ["8", "2x4", "8x1", "expert=4,model=2", "data=2,expert=1", "seq=8"]
+)
+def test_a_mesh_is_written_as_it_is_read(text):
+    shape = parse_mesh(text)
+    assert slices.written(shape) == text
+    assert parse_mesh(slices.written(shape)) == shape
+
+
+def test_the_nearest_mesh_has_the_same_axes():
+    topology = slices.parse("v5e:2x4")
+    slices.check_mesh(topology, parse_mesh("data=2,expert=2,model=2"))
+    with pytest.raises(MeshError) as told:
+        slices.check_mesh(topology, parse_mesh("data=2,expert=4,model=2"))
+    said = str(told.value)
+    assert said.startswith(
+        "mesh data=2,expert=4,model=2 is of 16 devices, v5e:2x4 has 8; nearest: "
+    )
+    assert "nearest: expert=4,model=2; legal: expert=4,model=2, data=2,expert=2,model=2, " in said
+    assert said.endswith(", ...")
+    assert said.count("=") < 20
+
+
 def test_larger_slices_come_in_order():
     assert [str(one) for one in slices.larger(slices.parse("v5e:8x8"))] == ["v5e:8x16", "v5e:16x16"]

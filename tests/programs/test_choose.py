@@ -11,8 +11,9 @@ from tests.ops.steering_reference import mask_words
 from tpuinfer.ops.sampling import sample
 from tpuinfer.ops.steering import GENERATED, IN_PROMPT, Biases, Steering, Tables, steer
 from tpuinfer.programs.choose import choose
+from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.rules import ShardingRules, resolve
+from tpuinfer.sharding.rules import ShardingRules
 
 V, SLOTS = 5_000, 24
 MESHES = ["1", "8", "2x4"]

@@ -14,8 +14,9 @@ from tpuinfer.models.blueprint import abstract_params
 from tpuinfer.platform import platform_settings
 from tpuinfer.programs.compile import compile_programs
 from tpuinfer.programs.encode import encode_specs
+from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.rules import ShardingRules, resolve
+from tpuinfer.sharding.rules import ShardingRules
 
 WIDE = dataclasses.replace(EVEN, embed=384, heads=12, layers=1)
 """As wide as MiniLM: a plain sum over its tokens gives rows bits of their own (many threads)."""

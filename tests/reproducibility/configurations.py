@@ -92,6 +92,16 @@ def quantised_on_a_mesh() -> Tiny:
     )
 
 
+def rows_together() -> Tiny:
+    """Weights cut along embed too: the rows of both data shards come together for each product."""
+    return tiny(_THIN, "2x4", slots=_TWO_CLASSES, buckets=(16,), block=16, rules="2d")
+
+
+def rings_cut_along_their_length() -> Tiny:
+    """Each of four devices attends over a quarter of every ring; a global and a windowed layer."""
+    return tiny(_MIXED_LAYERS, "2x4", slots="6x64,2x128", buckets=(16,), block=16, rules="context")
+
+
 MODELS: dict[str, Callable[[], Tiny]] = {
     "1, window": window,
     "1, bfloat16": bfloat16,
@@ -101,4 +111,6 @@ MODELS: dict[str, Callable[[], Tiny]] = {
     "1, int8": quantised,
     "1, int4": groups,
     "2x4, int8": quantised_on_a_mesh,
+    "2x4, 2d": rows_together,
+    "2x4, context": rings_cut_along_their_length,
 }

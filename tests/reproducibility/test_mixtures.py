@@ -59,22 +59,28 @@ MODELS = {
     "2x4, dense": (_GPT, "2x4"),
     "2x4, ragged": (_MIXTRAL, "2x4"),
     "2x4, int8, dense": (_MIXTRAL, "2x4"),
+    "expert, dense": (_MIXTRAL, "data=2,expert=2,model=2"),
 }
 
 
 def model_of(name: str) -> Tiny:
-    """The dense form has the same bits for 4 rows as for 8; the ragged one need not."""
+    """The dense form has the same bits for 4 rows as for 8; the ragged one need not.
+
+    On a mesh with an expert axis the rows of two data shards come together at the experts.
+    """
     config, mesh = MODELS[name]
+    apart = name.startswith("expert")
     dtype, narrow = ("bfloat16", (4,)) if name == "1, dense" else ("float32", ())
     kept = {"quant": "int8", "ring": "int8"} if "int8" in name else {}
     return tiny(
         config,
         mesh,
-        slots="6x32,2x96",
+        slots="8x32,4x96" if apart else "6x32,2x96",
         dtype=dtype,
         buckets=(16,),
         narrow=narrow,
         block=16,
+        rules="expert" if apart else "1d",
         **kept,
     )
 

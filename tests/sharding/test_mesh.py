@@ -38,8 +38,8 @@ def test_a_mesh_is_read(text, data, model):
         ("data=2,", "mesh 'data=2,' cannot be read"),
         ("0", "model is 0; the nearest size that works is 1"),
         ("0x4", "data is 0; the nearest"),
-        ("model=2,model=4", "'model' is given twice; the axes are data and model"),
-        ("expert=2", "'expert' is not a mesh axis; the axes are data and model"),
+        ("model=2,model=4", "'model' is given twice; the axes are data, expert, seq and model"),
+        ("experts=2", "'experts' is not a mesh axis; the axes are data, expert, seq and model"),
     ],
 )
 def test_what_is_no_mesh_is_refused(text, message):

@@ -56,7 +56,7 @@ def test_pieces_are_filled_up_to_whole_units(mesh, columns):
     @jax.jit
     @partial(jax.shard_map, mesh=mesh, in_specs=P("model"), out_specs=P("model"), check_vma=False)
     def filled(parts):
-        return reduce_module._scatter(parts[0], "model", unit=16)[None]
+        return reduce_module._whole(parts[0], "model", unit=16)[None]
 
     parts = draw(8, ROWS, columns)
     held = np.asarray(filled(parts))

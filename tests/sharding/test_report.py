@@ -1,9 +1,10 @@
 import pytest
 
+from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
 from tpuinfer.sharding.report import Placement, Sized, render, table
 from tpuinfer.sharding.report import place as place_sized
-from tpuinfer.sharding.rules import ShardingRules, resolve
+from tpuinfer.sharding.rules import ShardingRules
 
 SIZES = {"batch": 4, "heads": 9, "kv_heads": 3, "mlp": 256, "vocab": 1000}
 

@@ -1,142 +1,8 @@
-import jax
-import jax.numpy as jnp
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from tpuinfer.errors import ConfigError, MeshError
-from tpuinfer.sharding.mesh import build_mesh, parse_mesh
-from tpuinfer.sharding.rules import LOGICAL_AXES, ShardingRules, load_rules, resolve
-
-EVEN = {
-    "batch": 8,
-    "embed": 64,
-    "heads": 8,
-    "kv_heads": 4,
-    "head_dim": 16,
-    "mlp": 256,
-    "vocab": 512,
-}
-SMOLLM = {**EVEN, "heads": 9, "kv_heads": 3, "mlp": 1536, "vocab": 49152}
-
-
-def layout(mesh="2x4", sizes=EVEN, **rules):
-    return resolve(ShardingRules(**rules), build_mesh(parse_mesh(mesh)), sizes)
-
-
-def test_the_default_table_cuts_what_divides():
-    made = layout()
-    placed = {axis: (made.mesh_axis(axis), made.shards(axis)) for axis in LOGICAL_AXES}
-    assert placed == {
-        "batch": ("data", 2),
-        "embed": (None, 1),
-        "heads": ("model", 4),
-        "kv_heads": ("model", 4),
-        "head_dim": (None, 1),
-        "mlp": ("model", 4),
-        "vocab": ("model", 4),
-        "expert": (None, 1),
-        "expert_mlp": (None, 1),
-        "length": (None, 1),
-    }
-    assert made.decisions["expert"].why == "not an axis of this model"
-
-
-def test_what_does_not_divide_is_replicated_and_says_so():
-    made = layout(sizes=SMOLLM)
-    why = {axis: decision.why for axis, decision in made.decisions.items()}
-    assert why["heads"] == "9 does not divide by model=4: replicated"
-    assert why["kv_heads"] == "3 does not divide by model=4: replicated"
-    assert why["mlp"] == "1536 over model=4"
-    assert why["embed"] == "replicated by the rules"
-    assert (made.shards("heads"), made.shards("kv_heads"), made.shards("mlp")) == (1, 1, 4)
-
-
-def test_heads_and_their_kv_heads_stay_together():
-    made = layout(sizes={**EVEN, "heads": 8, "kv_heads": 2})
-    assert made.shards("heads") == made.shards("kv_heads") == 1
-    wanted = "8 would divide, but kv_heads is replicated: kept together"
-    assert made.decisions["heads"].why == wanted
-
-
-def test_a_table_that_replicates_one_of_them_replicates_both():
-    made = layout(axes={"heads": None, "kv_heads": "model"})
-    assert made.shards("kv_heads") == 1
-    assert "heads is replicated: kept together" in made.decisions["kv_heads"].why
-
-
-@pytest.mark.parametrize(
-    ("sizes", "cut", "why"),
-    [
-        ((8, 96), ("expert",), ("8 over model=4", "whole: model cuts expert")),
-        ((6, 96), ("expert_mlp",), ("6 does not divide by model=4: replicated", "96 over model=4")),
-        ((6, 30), (), tuple(f"{n} does not divide by model=4: replicated" for n in (6, 30))),
-    ],
-)
-def test_experts_are_cut_by_number_or_within_or_not_at_all(sizes, cut, why):
-    made = layout(sizes={**EVEN, "expert": sizes[0], "expert_mlp": sizes[1]})
-    axes = ("expert", "expert_mlp")
-    assert tuple(axis for axis in axes if made.shards(axis) == 4) == cut
-    assert tuple(made.decisions[axis].why for axis in axes) == why
-    expected = P(*("model" if axis in cut else None for axis in axes), None)
-    assert made.spec((*axes, "embed")) == expected
-
-
-def test_a_table_may_leave_experts_whole_and_cut_what_is_in_them():
-    sizes = {**EVEN, "expert": 8, "expert_mlp": 96}
-    made = layout(sizes=sizes, axes={"expert": None, "expert_mlp": "model"})
-    assert made.spec(("expert", "expert_mlp", "embed")) == P(None, "model", None)
-    whole = layout(sizes=sizes, axes={"expert": None, "expert_mlp": None})
-    assert whole.spec(("expert", "expert_mlp", "embed")) == P(None, None, None)
-
-
-def test_an_axis_of_one_device_cuts_nothing():
-    made = layout("1x4")
-    assert made.decisions["batch"].why == "data=1"
-    assert made.spec(("batch", "embed")) == P(None, None)
-
-
-def test_an_axis_that_the_model_lacks_is_left_alone():
-    made = layout(sizes={"batch": 8, "mlp": 256})
-    assert made.decisions["vocab"].why == "not an axis of this model"
-    assert made.shards("vocab") == 1
-
-
-@pytest.mark.parametrize(
-    ("mesh", "slots", "message"),
-    [
-        ("4x2", 6, "slots is 6, which data=4 does not divide; .*: slots 8, or data=2$"),
-        ("8x1", 3, "slots is 3, which data=8 does not divide; .*: slots 8, or data=1$"),
-        ("4x2", 13, "slots is 13, .*: slots 12, or data=1$"),
-    ],
-)
-def test_slots_that_do_not_divide_name_the_nearest(mesh, slots, message):
-    with pytest.raises(MeshError, match=message):
-        layout(mesh, {**EVEN, "batch": slots})
-
-
-def test_a_fallback_may_refuse():
-    with pytest.raises(MeshError, match="heads is 9, which model=4 does not divide"):
-        layout(sizes=SMOLLM, fallback={"heads": "error"})
-
-
-def test_a_spec_puts_each_dimension_in_its_place():
-    made = layout()
-    assert made.spec(("mlp", "embed")) == P("model", None)
-    assert made.spec(("batch", None, "vocab")) == P("data", None, "model")
-    assert made.spec(()) == P()
-    assert made.sharding(("batch",)).mesh == made.mesh
-
-
-def test_a_collision_is_refused():
-    with pytest.raises(MeshError, match=r"\('mlp', 'vocab'\) would lie twice on mesh axis 'model'"):
-        layout().spec(("mlp", "vocab"))
-
-
-def test_constrain_places_an_activation():
-    made = layout()
-    x = jax.jit(lambda x: made.constrain(x, ("batch", "mlp")))(jnp.zeros((8, 256)))
-    assert x.sharding.is_equivalent_to(made.sharding(("batch", "mlp")), 2)
-    assert {shard.data.shape for shard in x.addressable_shards} == {(4, 64)}
+from tpuinfer.sharding.presets import PRESETS, load_rules
+from tpuinfer.sharding.rules import ShardingRules
 
 
 @pytest.mark.parametrize(
@@ -144,16 +10,46 @@ def test_constrain_places_an_activation():
     [
         ({"axes": {"head": "model"}}, "'head', which is no logical axis; nearest: 'heads'"),
         ({"fallback": {"vocabulary": "error"}}, "'vocabulary', .* nearest: 'vocab'"),
-        ({"axes": {"mlp": "expert"}}, "'mlp' on 'expert'; the mesh axes are data and model"),
-        ({"axes": {"batch": "model"}}, "'batch' on 'model'; it can lie on data only"),
-        ({"axes": {"expert": "data"}}, "'expert' on 'data'; it can lie on model only"),
-        ({"axes": {"embed": "model"}}, "'embed' on 'model'; it can lie on no axis only"),
+        ({"axes": {"mlp": "modle"}}, "'mlp' on 'modle'; the mesh axes are .*; nearest: 'model'"),
+        ({"axes": {"mlp": ("data", "modle")}}, "'mlp' on 'modle'; .*; nearest: 'model'"),
+        ({"axes": {"mlp": ("model", "model")}}, "'mlp' on 'model' twice; nearest: 'model'$"),
+        ({"axes": {"mlp": 3}}, "'mlp' on 3: write a mesh axis or a list of them"),
+        (
+            {"axes": {"embed": "model", "mlp": "model"}},
+            "'mlp' and 'embed' on 'model', and weights of an MLP have both: a mesh axis cuts an "
+            "array once; nearest: embed on 'data'",
+        ),
+        (
+            {"axes": {"batch": "model", "heads": "model", "kv_heads": "model"}},
+            "and rings have both",
+        ),
+        ({"axes": {"batch": "data", "residual": "data"}}, "nearest: residual on 'expert'"),
+        ({"axes": {"batch": "data", "length": "data"}}, "'batch' and 'length' on 'data'"),
         ({"axes": {"head_dim": "data"}}, "'head_dim' on 'data'; it can lie on no axis only"),
         (
             {"axes": {"heads": "data", "kv_heads": "model"}},
-            "'heads' on 'data' and 'kv_heads' on 'model'; they can lie on the same axis only",
+            "'heads' on 'data' and 'kv_heads' on 'model'; heads can lie .*; nearest: heads on "
+            "'model'",
+        ),
+        (
+            {"axes": {"heads": "seq", "kv_heads": "model", "length": "seq"}},
+            r"nearest: heads on \('model', 'seq'\)",
         ),
         ({"fallback": {"mlp": "pad"}}, "fallback of 'mlp' is 'pad': replicate or error"),
+        ({"fallback": {"mlp": "repeat"}}, "fallback of 'mlp' is 'repeat': replicate or error"),
+        ({"fallback": {"kv_heads": "pad"}}, "is 'pad': replicate or error or repeat"),
+        ({"gather": ["heads"]}, "gather names 'heads'; .*; nearest: "),
+        ({"gather": ["embd"]}, "'embd', which is no logical axis; nearest: 'embed'"),
+        (
+            {"axes": {"expert_embed": "data"}},
+            r"'expert_embed' on 'data' and do not gather it: .*; nearest: gather = \[",
+        ),
+        (
+            {"prefill": ShardingRules(axes={"batch": "model"})},
+            "'batch' on 'model' for prefill and on 'data' for decode, which share the rings; "
+            "nearest: batch on 'data'",
+        ),
+        ({"prefill": ShardingRules(prefill=ShardingRules())}, "rules for prefill of their own"),
         ({"reduce": "psum"}, "reduce is 'psum': scatter or exact"),
     ],
 )
@@ -180,7 +76,7 @@ def test_rules_are_read_and_absent_ones_keep_their_defaults(toml):
     )
     default = ShardingRules()
     assert rules.axes == {**default.axes, "vocab": None}
-    assert rules.fallback == {"batch": "error", "mlp": "error"}
+    assert rules.fallback == {**default.fallback, "mlp": "error"}
     assert rules.reduce == "exact"
     assert load_rules(toml("")) == default
 
@@ -188,11 +84,18 @@ def test_rules_are_read_and_absent_ones_keep_their_defaults(toml):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[axis]\nheads = 'model'", r"'axis' is not known; write \[axes\], \[fallback\], reduce"),
+        ("[axis]\nheads = 'model'", r"'axis' is not known; nearest: 'axes'; write preset, reduce"),
         ("axes = 3", r"axes is 3: write a table, \[axes\]"),
         ("fallback = 'error'", r"fallback is 'error': write a table, \[fallback\]"),
         ("[axes]\nheads = false", "'heads' on False"),
-        ("[axes]\nheads = ['model']", r"'heads' on \['model'\]"),
+        ("[axes]\nheads = ['modle']", "nearest: 'model'"),
+        ("[axes]\nheads = ['model', 1]", "'heads' on 1; the mesh axes are"),
+        ("preset = '3d'", "rules.toml: preset is '3d'; nearest: '2d'"),
+        ("gather = 'embed'", "gather is 'embed': write a list of axes"),
+        ("prefill = 1", r"prefill is 1: write a table, \[prefill\]"),
+        ("[prefill]\npreset = '2d'", r"\[prefill\] has 'preset': it says what differs"),
+        ("[prefill.axis]\nmlp = ''", r"rules.toml: \[prefill\]: 'axis' is not known"),
+        ("[prefill.axes]\nbatch = ''", "'batch' on no axis for prefill"),
         ("[axes]\nhedas = 'model'", "nearest: 'heads'"),
         ("[fallback]\nheads = 1", "fallback of 'heads' is 1"),
         ("reduce = 'sum'", "reduce is 'sum'"),
@@ -208,3 +111,26 @@ def test_a_file_that_cannot_be_read_is_named(toml, tmp_path):
         load_rules(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match=r"rules\.toml: not valid TOML"):
         load_rules(toml("[axes"))
+
+
+def test_a_file_changes_a_preset_and_prefill_changes_that(toml):
+    rules = load_rules(
+        toml('preset = "2d"\n[prefill]\ngather = ["embed"]\n[prefill.axes]\nvocab = ""\n')
+    )
+    two_d = PRESETS["2d"]
+    assert (rules.axes, rules.gather) == (two_d.axes, ())
+    assert rules.prefill is not None
+    assert rules.prefill.axes == {**two_d.axes, "vocab": None}
+    assert rules.prefill.gather == ("embed",)
+
+
+def test_presets_are_loaded_by_name():
+    assert all(load_rules(name) is table for name, table in PRESETS.items())
+    assert load_rules("1d") == ShardingRules()
+    with pytest.raises(MeshError, match="'fdsp', which is no file and no preset; nearest: 'fsdp'"):
+        load_rules("fdsp")
+
+
+def test_lists_and_tuples_of_one_are_that_one():
+    rules = ShardingRules(axes={"mlp": ["model"], "vocab": []})
+    assert rules.axes == {"mlp": "model", "vocab": None}

@@ -1,5 +1,6 @@
 """The least time for a batch of requests: what a run of any length is held against."""
 
+import math
 from collections.abc import Callable
 
 from tpuinfer.benchmark import limits
@@ -40,5 +41,6 @@ def floor(cost: ModelCost, machine: Machine, slots: int) -> Floor:
 def ring_bytes(plan: Plan) -> float:
     """Keys and values of one token in one layer, over all devices, copies counted."""
     layout, ring = plan.layout, plan.rings[0][0]
-    copies = layout.mesh.size / (layout.shards("batch") * layout.shards("kv_heads"))
+    cuts = [layout.shards(axis) for axis in ("batch", "kv_heads", "length")]
+    copies = layout.mesh.size / math.prod(cuts)
     return ring.bytes / (ring.slots * ring.length) * copies

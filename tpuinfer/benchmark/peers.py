@@ -115,7 +115,7 @@ def make(
     return peer_llama_cpp.Peer(
         requantised.file_of(model, plan.path, against.weights, cache_dir, progress),
         against.weights,
-        plan.config,
+        plan.published,
         slots=plan.slots.slots,
         context=plan.context,
     )

@@ -19,18 +19,19 @@ from tpuinfer.benchmark.weights import random_params
 from tpuinfer.benchmark.workload import Blank
 from tpuinfer.checkpoint import load as checkpoint_load
 from tpuinfer.checkpoint.progress import Progress, silent
+from tpuinfer.checkpoint.repeat import once
 from tpuinfer.config import Settings
 from tpuinfer.engine import build, footprint
 from tpuinfer.engine.accept import Tokenizer
 from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.fit import plan_to_fit
-from tpuinfer.engine.plan import Plan, abstract_weights
+from tpuinfer.engine.plan import Plan, abstract_weights, repeated
 from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import ModelConfig
 from tpuinfer.models import registry, sizes
 from tpuinfer.quant.qarray import bytes_of
 from tpuinfer.quant.schemes import NONE, PUBLISHED
-from tpuinfer.sharding.rules import load_rules
+from tpuinfer.sharding.presets import load_rules
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,10 @@ def prepare(
             f"{mesh.devices.flat[0].device_kind}: leave it out"
         )
     shapes = abstract_weights(plan)
-    params = random_params(shapes, seed) if plan.path is None else build.load_params(plan)
+    if plan.path is None:
+        params: build.Params = random_params(shapes, seed, repeated(plan))
+    else:
+        params = build.load_params(plan)
     peer = None
     if wanted is not None:
         peer = peers.make(
@@ -136,7 +140,7 @@ def prepare(
             plan,
             model=chosen.model,
             hf_config=hf_config,
-            params=params,
+            params=once(params, repeated(plan)),
             cache_dir=cache_dir,
             progress=progress,
         )

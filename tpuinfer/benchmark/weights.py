@@ -2,16 +2,22 @@
 
 import functools
 import math
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from tpuinfer.checkpoint import repeat
 from tpuinfer.quant.qarray import FP8_MAX, QArray
 
 
-def random_params(abstract: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def random_params(
+    abstract: Mapping[str, Any],
+    seed: int,
+    repeats: Mapping[str, int] = types.MappingProxyType({}),
+) -> dict[str, Any]:
     """Parameters made where they will lie: each device makes its own part, the host none.
 
     Matrices are uniform, small enough that no activation overflows (their variance is one over the
@@ -20,12 +26,17 @@ def random_params(abstract: Mapping[str, Any], seed: int) -> dict[str, Any]:
     Args:
       abstract: shape, dtype and sharding by dotted name (`models.blueprint.abstract_params`).
       seed: the same seed gives the same values on every mesh.
+      repeats: how often each head is kept of those whose heads are repeated, by name.
     """
     key = jax.random.key(seed)
-    return {
-        name: _made(one, jax.random.fold_in(key, index))
-        for index, (name, one) in enumerate(sorted(abstract.items()))
-    }
+    made = {}
+    for index, (name, one) in enumerate(sorted(abstract.items())):
+        own = jax.random.fold_in(key, index)
+        if name in repeats:
+            made[name] = repeat.repeat(_made(repeat.published(one, repeats[name]), own), one)
+        else:
+            made[name] = _made(one, own)
+    return made
 
 
 def _made(one: Any, key: jax.Array) -> Any:

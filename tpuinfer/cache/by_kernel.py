@@ -89,12 +89,20 @@ class Kernel:
         )
 
 
-def kernel_for(rings: Sequence[attention.Ring], block: int, asked: Attention) -> Kernel | None:
+def kernel_for(
+    rings: Sequence[attention.Ring], block: int, asked: Attention, *, cut: bool = False
+) -> Kernel | None:
     """How kernels read these rings, of all classes; None = `ops.attention` does.
 
     Where they cannot, though they were asked for, the log says why, once.
+
+    Args:
+      cut: the rings are cut along their length, which no kernel knows.
     """
     if asked == "reference":
+        return None
+    if cut:
+        _tell("rings cut along their length")
         return None
     if reason := kernels.why_not(rings, block):
         _tell(reason)

@@ -1,7 +1,8 @@
 """Write to a layer's rings and attend over them, in one shard_map per layer.
 
 Each data shard holds its own slots and each model shard its own KV heads, so both steps are local:
-no collective, and the write touches the new rows only.
+no collective, and the write touches the new rows only. Where rings are cut along their length, a
+device writes the columns that it has, and `cache.by_length` sums what devices have seen.
 
     prefill   attend over (old ring + chunk), then write the chunk
     decode    write the new row, then attend over the ring
@@ -29,12 +30,13 @@ from jax.experimental import layout as memory
 from jax.sharding import PartitionSpec
 
 from tpuinfer.cache.by_kernel import Kernel, joined, kernel_for
+from tpuinfer.cache.by_length import Cut, cut_of
 from tpuinfer.cache.spec import RING_AXES, SCALE_AXES
 from tpuinfer.ops import attention
 from tpuinfer.platform import Attention
 from tpuinfer.quant import rows as rows_of
 from tpuinfer.quant.rows import Rounded, round_rows
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.layout import Layout
 
 _HEADS = ("batch", None, "heads", "head_dim")
 _KV = ("batch", None, "kv_heads", "head_dim")
@@ -164,7 +166,8 @@ class RingAttention:
         where = tuple(_specs(ring, self.layout) for ring in rings)
         places: Any = map(spec, (_HEADS, _KV, _KV, _HEADS, ("heads",)))
         # A window shorter than a block makes a ring, and so a block, of its own length.
-        block = math.gcd(self.block, *(ring.keys.shape[2] for ring in rings))
+        parts = self.layout.shards("length")
+        block = math.gcd(self.block, *(ring.keys.shape[2] // parts for ring in rings))
         own = dataclasses.replace(self, block=block)
         local = jax.shard_map(
             functools.partial(own._decode if self.mode == "decode" else own._by_slot, scores),
@@ -176,17 +179,34 @@ class RingAttention:
         out: tuple[jax.Array, Rings] = local(asked, rings, rows)
         return out
 
+    @functools.cached_property
+    def _cut(self) -> Cut | None:
+        return cut_of(self.layout)
+
+    def _kernel(self, rings: Rings) -> Kernel | None:
+        return kernel_for(rings, self.block, self.by, cut=self._cut is not None)
+
+    def _begin(self, q: attention.Queries, asked: Asked) -> attention.Softmax:
+        return attention.begin(q.main, None if self._cut else asked.sink_logits)
+
+    def _end(self, seen: attention.Softmax, asked: Asked) -> jax.Array:
+        if self._cut:
+            return self._cut.finish(seen, asked.sink_logits, asked.q.dtype)
+        return _finish(attention.finish(seen), asked.q)
+
     def _by_slot(
         self, scores: Scores, asked: Asked, rings: Rings, rows: Rows
     ) -> tuple[jax.Array, Rings]:
-        q, k, v = _lined_up(asked, rings[0], scores, rows)
+        q, k, v = _lined_up(asked, rings[0], scores, rows, self._cut)
         parts = _by_class(rings, rows)
-        if kernel := kernel_for(rings, self.block, self.by):
+        if kernel := self._kernel(rings):
             return self._by_slot_kernel(kernel, asked, (q, k, v), rings, parts)
         narrow = self.mode == "narrow"
+        dealt = self._cut.dealt if self._cut else None
+        put = functools.partial(_put, dealt=dealt)
         if narrow:
-            rings = tuple(_put(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
-        seen = attention.begin(q.main, asked.sink_logits)
+            rings = tuple(put(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
+        seen = self._begin(q, asked)
         for ring, part in zip(rings, parts, strict=True):
             ends = part.start + part.length if narrow else part.start
             seen = attention.attend_ring(
@@ -196,14 +216,15 @@ class RingAttention:
                 slots=part.slot,
                 newest=jnp.where(part.length > 0, ends - 1, -1),
                 block=self.block,
+                dealt=dealt,
             )
         if not narrow:
-            seen = _attend_own_chunk(seen, q, k, v, rings, parts)
+            seen = _attend_own_chunk(seen, q, (k, v), rings, parts, self._cut)
             parts = [
                 dataclasses.replace(part, slot=_after(seen.total, part.slot)) for part in parts
             ]
-            rings = tuple(_put(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
-        return _finish(attention.finish(seen), asked.q), rings
+            rings = tuple(put(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
+        return self._end(seen, asked), rings
 
     def _by_slot_kernel(
         self,
@@ -235,7 +256,7 @@ class RingAttention:
         self, scores: Scores, asked: Asked, rings: Rings, rows: Rows
     ) -> tuple[jax.Array, Rings]:
         outs, written, first = [], [], 0
-        kernel = kernel_for(rings, self.block, self.by)
+        kernel = self._kernel(rings)
         for ring in rings:
             own = slice(first, first + ring.keys.shape[0])
             first = own.stop
@@ -254,19 +275,21 @@ class RingAttention:
     def _decode_class(
         self, kernel: Kernel | None, scores: Scores, asked: Asked, ring: Ring, rows: Rows
     ) -> tuple[jax.Array, Ring]:
-        q, k, v = _lined_up(asked, ring, scores, rows)
-        ring = _put(ring, k, v, rows, kernel)
+        q, k, v = _lined_up(asked, ring, scores, rows, self._cut)
+        dealt = self._cut.dealt if self._cut else None
+        ring = _put(ring, k, v, rows, kernel, dealt)
         if kernel:
             return _finish(kernel.decode(q, ring, _newest(rows), asked.sink_logits), asked.q), ring
         seen = attention.attend_ring(
-            attention.begin(q.main, asked.sink_logits),
+            self._begin(q, asked),
             q,
             ring,
             slots=None,
             newest=_newest(rows),
             block=self.block,
+            dealt=dealt,
         )
-        return _finish(attention.finish(seen), asked.q), ring
+        return self._end(seen, asked), ring
 
 
 def _specs(ring: Ring, layout: Layout) -> Any:
@@ -278,12 +301,15 @@ def _specs(ring: Ring, layout: Layout) -> Any:
 
 
 def _lined_up(
-    asked: Asked, ring: Ring, scores: Scores, rows: Rows
+    asked: Asked, ring: Ring, scores: Scores, rows: Rows, cut: Cut | None
 ) -> tuple[attention.Queries, Rounded, Rounded]:
     """Queries as attention takes them, and k, v as the ring keeps them: [R, K, T, H]."""
     kept = rows_of.kept(ring.keys.dtype)
     k, v = (round_rows(jnp.swapaxes(array, 1, 2), kept) for array in (asked.k, asked.v))
     dtype = jnp.dtype(ring.compute) if ring.compute else kept
+    if cut:
+        sink_q = None if asked.sink_q is None else cut.gathered(asked.sink_q)
+        asked = asked._replace(q=cut.gathered(asked.q), sink_q=sink_q)
     main, sinks = (
         None if q is None else attention.split_heads(q, k.values.shape[1], dtype, scores.scale)
         for q in (asked.q, asked.sink_q)
@@ -317,27 +343,30 @@ def _by_class(rings: Rings, rows: Rows) -> list[Rows]:
 def _attend_own_chunk(
     seen: attention.Softmax,
     q: attention.Queries,
-    k: Rounded,
-    v: Rounded,
+    own: tuple[Rounded, Rounded],
     rings: Rings,
     parts: list[Rows],
+    cut: Cut | None,
 ) -> attention.Softmax:
     """Attend within the chunk, once for each window that the classes have."""
-    chunk = attention.Columns(k.values, v.values, k.scale, v.scale)
+    k, v = own
+    chunk, first = attention.Columns(k.values, v.values, k.scale, v.scale), None
     views: dict[tuple[int, int] | None, list[jax.Array]] = {}
     for ring, part in zip(rings, parts, strict=True):
         sees_all = ring.window is None or ring.window >= chunk.k.shape[2]
         view = None if sees_all else (ring.window or 0, ring.sinks)
         views.setdefault(view, []).append(part.length)
+    if cut:
+        chunk, first = cut.share(chunk)
     for view, lengths in views.items():
         length = sum(lengths[1:], lengths[0])
         if view is None:
-            seen = attention.attend_chunk(seen, q.main, chunk, length, cap=q.cap)
+            seen = attention.attend_chunk(seen, q.main, chunk, length, cap=q.cap, first=first)
         else:
             window, sinks = view
             pinned = jnp.maximum(sinks - parts[0].start, 0)
             seen = attention.attend_chunk(
-                seen, q.main, chunk, length, window=window, sinks=pinned, cap=q.cap
+                seen, q.main, chunk, length, window=window, sinks=pinned, cap=q.cap, first=first
             )
     return seen
 
@@ -352,7 +381,14 @@ def _after(read: jax.Array, slot: jax.Array) -> jax.Array:
     return jnp.where(read.min() < 0, slot + 1, slot)
 
 
-def _put(ring: Ring, k: Rounded, v: Rounded, rows: Rows, kernel: Kernel | None = None) -> Ring:
+def _put(
+    ring: Ring,
+    k: Rounded,
+    v: Rounded,
+    rows: Rows,
+    kernel: Kernel | None = None,
+    dealt: attention.Dealt | None = None,
+) -> Ring:
     """`write`, whose result lies in memory as the ring did.
 
     With one KV head there are two orders of the same bytes; if the compiler chose the other one
@@ -368,15 +404,18 @@ def _put(ring: Ring, k: Rounded, v: Rounded, rows: Rows, kernel: Kernel | None =
     def as_it_was(array: jax.Array) -> jax.Array:
         return memory.with_layout_constraint(array, memory.Layout(tuple(range(array.ndim))))
 
-    lies_so: Ring = jax.tree.map(as_it_was, write(ring, k, v, rows))
+    lies_so: Ring = jax.tree.map(as_it_was, write(ring, k, v, rows, dealt))
     return lies_so
 
 
-def write(ring: Ring, k: Rounded, v: Rounded, rows: Rows) -> Ring:
+def write(
+    ring: Ring, k: Rounded, v: Rounded, rows: Rows, dealt: attention.Dealt | None = None
+) -> Ring:
     """Put new keys and values into their columns; local shapes, call it inside shard_map.
 
     Args:
       k, v: [R, K, T, H], and their scales if the ring has any. rows: of R rows.
+      dealt: which of a longer ring's columns L are of; the others are not written. None = all.
 
     The ring is viewed as [B * K * L, H], so that one scatter touches the new rows only:
 
@@ -390,7 +429,7 @@ def write(ring: Ring, k: Rounded, v: Rounded, rows: Rows) -> Ring:
 
         L = 4, a chunk of 6 at start 0      after    4  5  2  3
     """
-    put = _putter(ring, k, rows)
+    put = _putter(ring, k, rows, dealt)
     written = dataclasses.replace(
         ring,
         keys=put(ring.keys, rows_of.as_stored(k.values)),
@@ -402,11 +441,12 @@ def write(ring: Ring, k: Rounded, v: Rounded, rows: Rows) -> Ring:
 _Put = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def _putter(ring: Ring, k: Rounded, rows: Rows) -> _Put:
+def _putter(ring: Ring, k: Rounded, rows: Rows, dealt: attention.Dealt | None = None) -> _Put:
     """What puts [R, K, T, ...] into an array [B, K, L, ...] of the ring."""
     slots, kv_heads, length, _ = ring.keys.shape
     width = k.values.shape[2]
-    turning = length - ring.sinks
+    whole = length if dealt is None else length * dealt.of
+    turning = whole - ring.sinks
     positions = rows.positions(width)
     index = jnp.arange(width, dtype=jnp.int32)[None, :]
     real = index < rows.length[:, None]
@@ -415,7 +455,10 @@ def _putter(ring: Ring, k: Rounded, rows: Rows) -> _Put:
         real &= stays
     heads = jnp.arange(kv_heads, dtype=jnp.int32)
     base = (rows.slot[:, None] * kv_heads + heads[None, :]) * length
-    columns = attention.ring_column(positions, length, ring.sinks)
+    columns = attention.ring_column(positions, whole, ring.sinks)
+    if dealt is not None:
+        mine, columns = dealt.own(columns)
+        real &= mine
     flat = base[:, :, None] + columns[:, None, :]
     flat = jnp.where(real[:, None, :], flat, slots * kv_heads * length).reshape(-1)
 

@@ -20,7 +20,8 @@ class RingSpec:
 
     Attributes:
       slots: over all data shards.
-      length: L, columns per slot, a multiple of the block that attention reads at a time.
+      length: L, columns per slot, over all devices that have some of them; what each has is a
+        multiple of the block that attention reads at a time.
       dtype: what is kept: of codes (int8, float8_e4m3fn) every row has a float32 scale beside it.
       compute: the dtype that attention multiplies in; None = what is kept.
       window: how many tokens a query looks back at, itself included; None = all there are.
@@ -96,13 +97,19 @@ def view(capacity: int, window: int | None, *, rolls: bool, sinks: int, per_step
     return View(capacity + per_step - 1, capacity - sinks, sinks)
 
 
-def ring_length(columns: int, block: int) -> int:
+def ring_length(columns: int, block: int, parts: int = 1) -> int:
     """Columns of a ring: as many as needed, rounded up to whole blocks.
 
-    A window shorter than a block makes a block of its own, in whole tiles of 128.
+    A window shorter than a block makes a block of its own, in whole tiles of 128; so does a part.
+
+    Args:
+      parts: into how many equal ones rings are cut along their length.
 
     >>> ring_length(1025, 512), ring_length(130, 512), ring_length(1, 16)
     (1536, 256, 16)
+    >>> ring_length(2048, 512, 8), ring_length(1024, 512, 8), ring_length(1000, 512, 8)
+    (2048, 1024, 1024)
     """
-    unit = block if columns >= block else min(block, _TILE)
-    return -(-columns // unit) * unit
+    own = -(-columns // parts)
+    unit = block if own >= block else min(block, _TILE)
+    return -(-own // unit) * unit * parts

@@ -19,6 +19,7 @@ Modules and public names:
   gguf_names  as_written: names of tensors in old GGUF files
   gguf_split  open_model, files_of: GGUF models in several files
   gguf_tensor GgufTensor: a tensor of a GGUF file, dequantised piece by piece
+  repeat      published, repeat: parameters of which each head is kept several times
   orbax_store save, load, metadata, HostReader: the one module that calls Orbax
   staging     staged, publish, sha256_of: a path holds the whole thing or nothing
   pooling     read_pooling: how an encoder makes one vector of a text

@@ -147,7 +147,11 @@ def stored_schemes(path: str | os.PathLike[str]) -> dict[str, Scheme]:
     return {name: scheme for name, (scheme, _, _) in manifest.schemes.items()}
 
 
-def load_params(path: str | os.PathLike[str], abstract: Mapping[str, Any]) -> dict[str, Any]:
+def load_params(
+    path: str | os.PathLike[str],
+    abstract: Mapping[str, Any],
+    repeats: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
     """The parameters of a checkpoint directory on the devices that `abstract` names.
 
     Every device reads only its own shards; the host holds some 128 MB beyond the arrays, or the
@@ -158,6 +162,8 @@ def load_params(path: str | os.PathLike[str], abstract: Mapping[str, Any]) -> di
       path: a checkpoint directory.
       abstract: name -> shape, dtype and sharding (of a concrete mesh) of every parameter, or a
         QArray of such.
+      repeats: how often each head is wanted of those whose heads are repeated, by name; what is
+        stored has as many times fewer in its first dimension.
 
     Raises:
       CheckpointError: names or shapes differ from what is stored (all differences in one message),
@@ -169,7 +175,7 @@ def load_params(path: str | os.PathLike[str], abstract: Mapping[str, Any]) -> di
     layout.check_directory(directory)
     manifest = layout.read_manifest(directory)
     layout.check_files(directory, manifest)
-    return quantised.load(directory / layout.PARAMS, manifest, abstract)
+    return quantised.load(directory / layout.PARAMS, manifest, abstract, repeats or {})
 
 
 def _is_path(model: str | os.PathLike[str]) -> bool:

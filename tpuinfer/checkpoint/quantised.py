@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import logging
 import math
+import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from tpuinfer.checkpoint import layout, orbax_store
 from tpuinfer.checkpoint.by_rows import by_rows
+from tpuinfer.checkpoint.repeat import published, repeat
 from tpuinfer.quant import fit
 from tpuinfer.quant.qarray import QArray, bytes_of, dequantise
 from tpuinfer.quant.schemes import Scheme
@@ -81,17 +83,25 @@ def widened_on_host(value: QArray, shape: tuple[int, ...], kind: np.dtype[Any]) 
         return np.asarray(_widen(value, shape, kind))
 
 
-def load(path: Path, manifest: layout.Manifest, abstract: Mapping[str, Any]) -> dict[str, Any]:
+def load(
+    path: Path,
+    manifest: layout.Manifest,
+    wanted: Mapping[str, Any],
+    repeats: Mapping[str, int] = types.MappingProxyType({}),
+) -> dict[str, Any]:
     """Read parameters onto devices as they are wanted; see `checkpoint.load.load_params`.
 
     Args:
       path: the Orbax directory.
     """
+    abstract = {**wanted, **{name: published(wanted[name], n) for name, n in repeats.items()}}
     _check(path, manifest, abstract)
     parts, made = _reads(manifest, abstract)
+    for name in repeats:
+        made.setdefault(name, functools.partial(_plain, name, manifest, abstract[name]))
     straight = {name for name in abstract if name not in made}
-    wanted = {part: one for name in straight for part, one in parts[name].items()}
-    loaded = orbax_store.load(path, wanted, partial=True) if wanted else {}
+    whole = {part: one for name in straight for part, one in parts[name].items()}
+    loaded = orbax_store.load(path, whole, partial=True) if whole else {}
     found = {name: _plain(name, manifest, abstract[name], loaded) for name in straight}
     if otherwise := sum(not _same(name, manifest, abstract[name]) for name in manifest.schemes):
         _log.info(
@@ -104,6 +114,8 @@ def load(path: Path, manifest: layout.Manifest, abstract: Mapping[str, Any]) -> 
         arrays = orbax_store.load(path, batch, partial=True)
         for name in names:
             found[name] = made[name]({part: arrays.pop(part) for part in parts[name]})
+            if name in repeats:
+                found[name] = repeat(found[name], wanted[name])
             jax.block_until_ready(found[name])
     return {name: found[name] for name in abstract}
 
@@ -202,7 +214,6 @@ class _Task:
 
     def cut(self) -> tuple[int, bool]:
         """Into how many parts a row lies on devices, and whether each can do its part alone."""
-        mesh = self.places[0].mesh
         before, after = (
             (*place.spec, *(None,) * (self.outs + 1))[self.outs]
             for place in (self.sources[0][1], self.places[0])
@@ -210,7 +221,8 @@ class _Task:
         if before is None and after is None:
             return 1, True
         alone = self.wanted is None or self.wanted.group is not None
-        return mesh.shape[after or before], before == after and alone
+        pieces = _pieces(self.places[0].mesh, after or before)
+        return pieces, before == after and alone
 
 
 @functools.lru_cache(maxsize=256)
@@ -303,10 +315,16 @@ def _on(
     """A stored part where the parameter it belongs to will lie, as far as that divides it."""
     mesh = _mesh(want)
     axes = [*cut[: min(len(size), outs + 1)]]
-    if len(size) > outs and axes[outs] is not None and size[outs] % mesh.shape[axes[outs]]:
+    if len(size) > outs and size[outs] % _pieces(mesh, axes[outs]):
         axes[outs] = None
     place = NamedSharding(mesh, PartitionSpec(*axes, *(None,) * (len(size) - len(axes))))
     return jax.ShapeDtypeStruct(size, kind, sharding=place)
+
+
+def _pieces(mesh: Any, place: str | tuple[str, ...] | None) -> int:
+    """Into how many pieces a dimension is cut over one mesh axis, several, or none."""
+    names = (place,) if isinstance(place, str) else place or ()
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def _batches(

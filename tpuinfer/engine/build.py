@@ -18,7 +18,7 @@ from tpuinfer.engine.encoder import EncoderPlan, encoder_plan_of
 from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.fit import plan_to_fit
 from tpuinfer.engine.memory import as_mesh_error
-from tpuinfer.engine.plan import Plan, abstract_device, abstract_weights, specs_of
+from tpuinfer.engine.plan import Plan, abstract_device, abstract_weights, repeated, specs_of
 from tpuinfer.engine.warmup import WarmUp
 from tpuinfer.errors import ConfigError
 from tpuinfer.model_config import EncoderConfig
@@ -28,7 +28,8 @@ from tpuinfer.programs.guard import CompileGuard
 from tpuinfer.programs.state import zeros
 from tpuinfer.quant.schemes import AUTO, NONE, PUBLISHED, Scheme
 from tpuinfer.sharding.mesh import parse_mesh
-from tpuinfer.sharding.rules import ShardingRules, load_rules
+from tpuinfer.sharding.presets import load_rules
+from tpuinfer.sharding.rules import ShardingRules
 from tpuinfer.sharding.simulate import prepare_cpu_devices
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def load_params(plan: Plan) -> Params:
     """
     assert plan.path is not None, "a plan without a checkpoint: `start` takes the weights"
     try:
-        return checkpoint_load.load_params(plan.path, abstract_weights(plan))
+        return checkpoint_load.load_params(plan.path, abstract_weights(plan), repeated(plan))
     except jax.errors.JaxRuntimeError as error:
         raise as_mesh_error(error, plan.placements(), _smaller(plan)) from error
 

@@ -21,9 +21,10 @@ from tpuinfer.programs.buckets import default_buckets
 from tpuinfer.programs.compile import compile_programs, use_compilation_cache
 from tpuinfer.programs.encode import encode_specs
 from tpuinfer.programs.guard import CompileGuard
+from tpuinfer.sharding.layout import Layout, resolve
 from tpuinfer.sharding.mesh import DATA, build_mesh, parse_mesh
 from tpuinfer.sharding.report import Placement, Sized, place
-from tpuinfer.sharding.rules import Layout, ShardingRules, resolve
+from tpuinfer.sharding.rules import ShardingRules
 
 if TYPE_CHECKING:
     from tpuinfer.tokenizer.tokenizer import Tokenizer

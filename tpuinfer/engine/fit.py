@@ -30,7 +30,7 @@ class Room:
 
     Args:
       plan: how the model lies there, with any slots.
-      config: the model, as it was before it was settled on a context.
+      config: the model, as it was before it was settled on a context, with the KV heads it has.
       settings: the platform's own. usable: bytes of one device that programs may use.
     """
 

@@ -17,7 +17,7 @@ from tpuinfer.engine.encoder import EncoderPlan
 from tpuinfer.engine.plan import Plan, abstract_device
 from tpuinfer.programs.manifest import Entry
 from tpuinfer.sharding import report
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.layout import Layout
 
 _GROUPS = (
     ("norm", "norms"),

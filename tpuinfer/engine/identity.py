@@ -29,10 +29,11 @@ def identity(
     """
     mesh = plan.layout.mesh
     device = mesh.devices.flat[0]
+    config = plan.published if isinstance(plan, Plan) else plan.config
     said: dict[str, Any] = {
         "name": name,
         **_checkpoint(plan.path),
-        "config": _digest(dataclasses.asdict(plan.config)),
+        "config": _digest(dataclasses.asdict(config)),
         "dtype": plan.dtype,
         "mesh": ",".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
         "rules": _digest(dataclasses.asdict(plan.layout.rules)),

@@ -15,8 +15,8 @@ from tpuinfer.programs.slots import SlotLayout
 from tpuinfer.quant.qarray import bits_of
 from tpuinfer.quant.rows import RINGS
 from tpuinfer.quant.schemes import AUTO, NONE, PUBLISHED, Scheme, Schemes
+from tpuinfer.sharding.layout import Layout
 from tpuinfer.sharding.report import Sized
-from tpuinfer.sharding.rules import Layout
 
 
 def schemes_of(
@@ -36,7 +36,7 @@ def schemes_of(
         found = Schemes.parse(asked).resolve(able)
     for name, scheme in found.items():
         inner = able[name].axes[-able[name].contracted]
-        shards = layout.shards(inner) if inner else 1
+        shards = layout.stored_shards(inner) if inner else 1
         width = math.prod(able[name].shape[-able[name].contracted :])
         size = scheme.group
         if size is None or width // size % shards == 0:
@@ -45,7 +45,7 @@ def schemes_of(
             size //= 2
         raise MeshError(
             f"weights: {scheme} cuts rows of {name} into {width // (scheme.group or 1)} groups, "
-            f"which {layout.mesh_axis(inner or '')}={shards} does not divide; nearest: "
+            f"which {layout.decisions[inner or ''].mesh_axis}={shards} does not divide; nearest: "
             f"{Scheme(scheme.word, size) if size >= 8 else 'int8'}"
         )
     return found
@@ -58,11 +58,16 @@ def rings_of(
     settings: PlatformSettings,
     dtype: str,
     engine: EngineConfig,
+    *,
+    parts: int = 1,
 ) -> tuple[RingSpec, ...]:
     """One layer's rings, one per class of slots.
 
     Sinks are summed apart from the other columns, so a layer has them in all classes or in none:
     a row's bits must not depend on its class. Only rows of the longest class ever roll.
+
+    Args:
+      parts: into how many the layout cuts rings along their length.
     """
     window = config.window(layer)
     sees_all = window is None or window >= slots.capacity
@@ -76,7 +81,7 @@ def rings_of(
             RingSpec(
                 slots=count,
                 kv_heads=config.kv_heads,
-                length=ring_length(seen.columns, settings.block),
+                length=ring_length(seen.columns, settings.block, parts),
                 head_dim=config.head_dim,
                 dtype=kept or wide,
                 window=seen.window,

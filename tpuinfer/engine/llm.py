@@ -18,7 +18,9 @@ from tpuinfer.engine.device import DeviceRunner
 from tpuinfer.engine.embed import Embedder, Vector
 from tpuinfer.engine.engine import Engine
 from tpuinfer.engine.footprint import Share
+from tpuinfer.engine.plan import Plan
 from tpuinfer.engine.prompts import Prompt, as_list, paired, per_prompt
+from tpuinfer.engine.reload import as_planned
 from tpuinfer.engine.request import Constraint, RequestOutput, SamplingParams
 from tpuinfer.errors import ConfigError, RequestError
 from tpuinfer.programs.manifest import Entry
@@ -360,10 +362,12 @@ class LLM:
         """Go on with other weights, in place of those that were loaded; nothing is compiled.
 
         For loops that train and generate in one process: the arrays are used as they are, where
-        they lie, and are not copied.
+        they lie, and are not copied. Only of KV heads that the mesh keeps several times (`sharding`
+        says so) copies are made.
 
         Args:
-          params: name -> array, with the names, shapes, dtypes and shardings of those in use.
+          params: name -> array, with the names, shapes, dtypes and shardings of those in use; what
+            has KV heads that are repeated has the published shape, and may lie anywhere.
 
         Raises:
           RequestError: they differ in one of these, and then the old ones stay; requests are
@@ -377,6 +381,8 @@ class LLM:
                 "iterators have ended or been closed",
                 param="params",
             )
+        if isinstance(self.plan, Plan) and self.plan.layout.repeats > 1:
+            params = as_planned(params, self.plan)
         outcome: list[RequestError | None] = []
         engine.update(params, outcome.append)
         if outcome[0] is not None:

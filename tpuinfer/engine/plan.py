@@ -1,5 +1,6 @@
 """What is decided before a weight is read: what runs, how large it is, and where it lies."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,9 +30,10 @@ from tpuinfer.programs.compile import ProgramSpec
 from tpuinfer.programs.slots import SlotLayout
 from tpuinfer.programs.state import DecodeState, abstract_state, abstract_tables
 from tpuinfer.quant.schemes import NONE, Scheme
+from tpuinfer.sharding.layout import Layout, resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh, platform_of
 from tpuinfer.sharding.report import Placement, Sized, place
-from tpuinfer.sharding.rules import Layout, ShardingRules, resolve
+from tpuinfer.sharding.rules import ShardingRules
 from tpuinfer.sharding.simulate import prepare_cpu_devices
 
 _log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Plan:
 
     Attributes:
       path: the checkpoint directory; None when the weights come from elsewhere.
+      config: of the model as it lies on the mesh: with `layout.repeats` times its KV heads.
       dtype: of weights and activations.
       slots: how many, how long. rings: for each layer, one spec per class of slots.
       schemes: of the weights that are quantised, by name.
@@ -57,6 +60,12 @@ class Plan:
     rings: tuple[tuple[RingSpec, ...], ...]
     engine: EngineConfig
     schemes: Mapping[str, Scheme] = field(default_factory=dict)
+
+    @property
+    def published(self) -> ModelConfig:
+        """The model's config with the KV heads that it has: what another plan is made from."""
+        kv_heads = self.config.kv_heads // self.layout.repeats
+        return dataclasses.replace(self.config, kv_heads=kv_heads)
 
     @property
     def context(self) -> int:
@@ -151,11 +160,13 @@ def sized(
     """A plan with these slots, on a mesh that is settled.
 
     Args:
+      config: with the KV heads that the model has, of which the layout may keep several copies.
       settings: the platform's own, before they are shrunk to the slots.
 
     Raises:
       ConfigError: slots or contexts that cannot be.
     """
+    config = dataclasses.replace(config, kv_heads=config.kv_heads * layout.repeats)
     slots = SlotLayout(
         tuple(one.slots for one in engine.classes),
         _contexts(config, engine, settings),
@@ -168,8 +179,9 @@ def sized(
             f"may stay; nearest: {slots.capacities[0] // 4}"
         )
     settings = for_context(settings, slots.capacities[0], slots.capacity, rolls)
+    parts = layout.shards("length")
     rings = tuple(
-        kept.rings_of(config, layer, slots, settings, dtype, engine)
+        kept.rings_of(config, layer, slots, settings, dtype, engine, parts=parts)
         for layer in range(config.layers)
     )
     if config.settled(slots.capacity) != config:
@@ -185,6 +197,14 @@ def sized(
 def abstract_weights(plan: Plan) -> dict[str, Any]:
     """Every parameter as ShapeDtypeStructs, or QArrays of them: what a checkpoint loads into."""
     return abstract_params(registry.build(plan.config), plan.layout, plan.dtype, plan.schemes)
+
+
+def repeated(plan: Plan) -> dict[str, int]:
+    """The parameters whose heads are kept several times, in their first dimension: how often."""
+    if plan.layout.repeats == 1:
+        return {}
+    names = weights(registry.build(plan.config)).items()
+    return {name: plan.layout.repeats for name, w in names if w.axes[0] == "kv_heads"}
 
 
 def abstract_device(plan: Plan) -> tuple[DecodeState, Tables]:

@@ -17,7 +17,7 @@ from tpuinfer.models.family import Family
 from tpuinfer.models.hf_config import Entries
 from tpuinfer.models.names import Names, Part, stored_shape
 from tpuinfer.ops import encoder, norm
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.layout import Layout
 
 
 class LayerNorm(nnx.Module):

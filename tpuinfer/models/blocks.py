@@ -4,6 +4,7 @@ Letters: B rows, T tokens per row, D embed, F mlp, N query heads, K KV heads, H 
 Equation, shape and axes of a weight stand on one line; weights keep Hugging Face's order.
 """
 
+import functools
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -12,15 +13,17 @@ from flax import nnx
 
 from tpuinfer.cache.ring import Asked, Rings, Rows, Scores
 from tpuinfer.model_config import Activation, ModelConfig, Rope
-from tpuinfer.models.blueprint import Axes, specs, weight
+from tpuinfer.models import placed
+from tpuinfer.models.blueprint import Axes, stored_specs, weight
 from tpuinfer.ops import linear, norm, rope
+from tpuinfer.sharding.layout import Layout, MeshAxis
 from tpuinfer.sharding.reduce import reduce_model
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.rules import as_place
 
 _ACTIVATION_AXES = {
     "B": "batch",
     "T": None,
-    "D": "embed",
+    "D": "residual",
     "F": "mlp",
     "N": "heads",
     "K": "kv_heads",
@@ -99,30 +102,23 @@ class Einsum(nnx.Module):
         self.axes = axes
         contracted, made = linear.split_equation(equation)
         self.weight = weight(shape, axes, contracted)
-        self.bias = weight(shape[:made], axes[:made]) if bias else None
+        axes = tuple("residual" if axis == "embed" else axis for axis in axes[:made])
+        self.bias = weight(shape[:made], axes) if bias else None
 
     def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
         """Apply to x, shaped as the equation's first operand; returns its result, in x's dtype."""
-        value = self.weight.get_value()
-        inputs, outputs = self.equation.split(",")[0], self.equation.split("->")[1]
         contracted, _ = linear.split_equation(self.equation)
-        summed = layout.mesh_axis(self.axes[-contracted] or "embed")
-        if summed is None:
-            result = linear.einsum(self.equation, x, value)
-            return layout.constrain(self._add_bias(result), activation_axes(outputs))
-
-        def local(x: jax.Array, value: Any) -> jax.Array:
-            partial = linear.einsum(self.equation, x, value)
-            return reduce_model(partial, summed, layout.rules.reduce)
-
-        placed = jax.shard_map(
-            local,
-            mesh=layout.mesh,
-            in_specs=(layout.spec(activation_axes(inputs)), specs(value, self.axes, layout)),
-            out_specs=layout.spec(activation_axes(outputs)),
-            check_vma=False,
+        return self._add_bias(
+            placed.apply(
+                functools.partial(linear.einsum, self.equation),
+                x,
+                self.weight.get_value(),
+                self.axes,
+                contracted,
+                layout,
+                activation_axes(self.equation.split("->")[1]),
+            )
         )
-        return self._add_bias(placed(x, value))
 
     def _add_bias(self, x: jax.Array) -> jax.Array:
         if self.bias is None:
@@ -139,28 +135,27 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: jax.Array, layout: Layout, dtype: jnp.dtype) -> jax.Array:
         """[B, T] int32 ids in [0, V) -> [B, T, D]."""
-        table = self.weight.get_value()
-        mesh_axis = layout.mesh_axis("vocab")
-        if mesh_axis is None:
-            rows = linear.take_rows(table, tokens).astype(dtype)
-            return layout.constrain(rows, activation_axes("BTD"))
+        rows = self._rows(tokens, self.weight.get_value(), layout, dtype)
+        return layout.constrain(rows, activation_axes("BTD"))
+
+    def _rows(self, tokens: jax.Array, table: Any, layout: Layout, dtype: jnp.dtype) -> jax.Array:
+        """The rows, taken where the table is kept: whatever the rules gather, it is not moved."""
+        cut, made = layout.stored_axes_of("vocab"), layout.stored_axes_of("embed")
+        if not cut and not made:
+            return linear.take_rows(table, tokens).astype(dtype)
+        meets = placed.Meeting(layout, cut, made, activation_axes("BTD"))
 
         def local(tokens: jax.Array, table: Any) -> jax.Array:
+            if not cut:
+                return linear.take_rows(table, tokens).astype(dtype)
             own = table.shape[0]
-            here = tokens - jax.lax.axis_index(mesh_axis) * own
+            here = tokens - jax.lax.axis_index(as_place(cut)) * own
             mine = (here >= 0) & (here < own)
             rows = linear.take_rows(table, jnp.where(mine, here, 0)).astype(dtype)
-            return reduce_model(jnp.where(mine[..., None], rows, 0), mesh_axis)
+            return jnp.where(mine[..., None], rows, 0)
 
-        placed = jax.shard_map(
-            local,
-            mesh=layout.mesh,
-            in_specs=(layout.spec(activation_axes("BT")), specs(table, ("vocab", "embed"), layout)),
-            out_specs=layout.spec(activation_axes("BTD")),
-            check_vma=False,
-        )
-        result: jax.Array = placed(tokens, table)
-        return result
+        where = (meets.spec(2), stored_specs(table, ("vocab", "embed"), layout))
+        return placed.total(local, (tokens, table), where, meets, (*tokens.shape, table.shape[1]))
 
 
 class RMSNorm(nnx.Module):
@@ -175,17 +170,48 @@ class RMSNorm(nnx.Module):
         self,
         size: int,
         eps: float,
-        axes: Axes = ("embed",),
+        axes: Axes = ("residual",),
         *,
         offset: float = 0.0,
         wide: bool = False,
     ) -> None:
-        self.eps, self.offset, self.wide = eps, offset, wide
+        self.eps, self.offset, self.wide, self.axes = eps, offset, wide, axes
         self.weight = weight((size,), axes)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        value = self.weight.get_value()
-        return norm.rms_norm(x, value, self.eps, offset=self.offset, wide=self.wide)
+    def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
+        """[..., D] as it lies between blocks, and so the result."""
+        value, mesh_axis = self.weight.get_value(), layout.mesh_axis("residual")
+        if mesh_axis is None:
+            return norm.rms_norm(x, value, self.eps, offset=self.offset, wide=self.wide)
+
+        def local(x: jax.Array, value: jax.Array) -> jax.Array:
+            scale = jax.lax.rsqrt(_square_means(x, 1, mesh_axis) + self.eps)
+            normed = x.astype(jnp.float32) * scale
+            return norm.scaled(x, normed, value, offset=self.offset, wide=self.wide)
+
+        place = layout.spec(("batch", *[None] * (x.ndim - 2), "residual"))
+        by_piece = jax.shard_map(
+            local,
+            mesh=layout.mesh,
+            in_specs=(place, layout.spec(self.axes)),
+            out_specs=place,
+            check_vma=False,
+        )
+        result: jax.Array = by_piece(x, value)
+        return result
+
+
+def _square_means(x: jax.Array, last: int, mesh_axis: MeshAxis) -> jax.Array:
+    """Means of squares over the `last` dimensions together, of which each device has a piece.
+
+    [..., 1], float32. Each device sums its own squares, and their sums are added up in the same
+    order for every row.
+    """
+    flat = x.astype(jnp.float32).reshape(*x.shape[:-last], -1)
+    total, size = jnp.square(flat).sum(axis=-1, keepdims=True), flat.shape[-1]
+    if mesh_axis is None:
+        return total / size
+    return reduce_model(total, mesh_axis, "exact") / (size * jax.lax.axis_size(mesh_axis))
 
 
 class HeadNorm(nnx.Module):
@@ -215,28 +241,22 @@ class FlatNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
         mesh_axis = layout.mesh_axis(self.axes[0])
-        size = x.shape[-2] * x.shape[-1]
 
         def local(x: jax.Array, value: jax.Array) -> jax.Array:
-            exact = x.astype(jnp.float32)
-            flat = exact.reshape(*exact.shape[:-2], -1)
-            total = jnp.square(flat).sum(axis=-1, keepdims=True)
-            if mesh_axis is not None:
-                total = reduce_model(total, mesh_axis, "exact")
-            scale = jax.lax.rsqrt(total / size + self.eps)[..., None]
-            return norm.scaled(x, exact * scale, value, wide=self.wide)
+            scale = jax.lax.rsqrt(_square_means(x, 2, mesh_axis) + self.eps)[..., None]
+            return norm.scaled(x, x.astype(jnp.float32) * scale, value, wide=self.wide)
 
         if mesh_axis is None:
             return local(x, self.weight.get_value())
         place = layout.spec(("batch", None, *self.axes))
-        placed = jax.shard_map(
+        by_head = jax.shard_map(
             local,
             mesh=layout.mesh,
             in_specs=(place, layout.spec(self.axes)),
             out_specs=place,
             check_vma=False,
         )
-        result: jax.Array = placed(x, self.weight.get_value())
+        result: jax.Array = by_head(x, self.weight.get_value())
         return result
 
 
@@ -268,6 +288,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, call: Call) -> tuple[jax.Array, Rings]:
         layout = call.layout
+        x = placed.whole_input(x, layout)
         q, k, v = (project(x, layout) for project in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None:
             q = self.q_norm(q, layout)
@@ -295,5 +316,6 @@ class GatedMLP(nnx.Module):
         self.down_proj = Einsum("BTF,DF->BTD", (D, F), ("embed", "mlp"), c.mlp_bias)
 
     def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
+        x = placed.whole_input(x, layout)
         gate = activate(self.gate_proj(x, layout), self.activation)
         return self.down_proj(gate * self.up_proj(x, layout), layout)

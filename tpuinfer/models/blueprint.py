@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from tpuinfer.platform import platform_settings
 from tpuinfer.quant import fit
 from tpuinfer.quant.qarray import QArray, bits_of
 from tpuinfer.quant.schemes import Scheme
+from tpuinfer.sharding.layout import Layout
 from tpuinfer.sharding.mesh import platform_of
-from tpuinfer.sharding.rules import Layout
 
 Axes = tuple[str | None, ...]
 
@@ -83,14 +84,20 @@ def placed(value: Any, axes: Axes, layout: Layout) -> Any:
     """Abstract values with their shardings: a scale lies where the rows it belongs to lie."""
 
     def at(part: jax.ShapeDtypeStruct, own: Axes) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=layout.sharding(own))
+        where = NamedSharding(layout.mesh, layout.stored(own))
+        return jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=where)
 
     return _part_by_part(value, axes, at)
 
 
 def specs(value: Any, axes: Axes, layout: Layout) -> Any:
-    """Where a parameter lies, as `jax.shard_map` asks: a PartitionSpec, or a QArray of them."""
+    """Where a parameter is used, as `jax.shard_map` asks: a PartitionSpec, or a QArray of them."""
     return _part_by_part(value, axes, lambda _, own: layout.spec(own))
+
+
+def stored_specs(value: Any, axes: Axes, layout: Layout) -> Any:
+    """As `specs`, where the parameter is kept."""
+    return _part_by_part(value, axes, lambda _, own: layout.stored(own))
 
 
 def pieces(value: Any, axes: Axes) -> list[tuple[tuple[int, ...], Axes, int]]:

@@ -9,10 +9,10 @@ from flax import nnx
 
 from tpuinfer.cache.ring import Rings, Rows
 from tpuinfer.model_config import ModelConfig
-from tpuinfer.models import blocks
+from tpuinfer.models import blocks, placed
 from tpuinfer.models.blueprint import traced_once
 from tpuinfer.ops import linear
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.layout import Layout
 
 
 class Layer(Protocol):
@@ -90,7 +90,12 @@ class Decoder(nnx.Module):
         """[R, D] of one token per row -> [R, V] float32, cut along the vocabulary."""
         config = self.config
         head = self.embed_tokens if config.tie_embeddings else self.lm_head
-        logits = linear.project(self.norm(x), head.weight.get_value())
+        x = self.norm(x, layout)
+        if layout.axes_of("residual") or layout.axes_of("embed"):
+            x = layout.constrain(x, ("batch", "embed"))
+        into = ("batch", "vocab")
+        value = head.weight.get_value()
+        logits = placed.apply(linear.project, x, value, ("vocab", "embed"), 1, layout, into)
         if config.logit_scale != 1:
             logits = logits * config.logit_scale
         if config.logit_cap is not None:

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tpuinfer.model_config import ModelConfig
+from tpuinfer.models import placed
 from tpuinfer.models.blocks import activate
 from tpuinfer.models.blueprint import Axes, specs, weight
 from tpuinfer.ops import experts, linear
 from tpuinfer.platform import platform_settings
-from tpuinfer.sharding.reduce import reduce_model
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.layout import Layout
 
 
 class Stack(nnx.Module):
@@ -50,9 +50,9 @@ class Experts(nnx.Module):
 
     def __init__(self, embed: int, count: int, mlp: int, bias: bool) -> None:
         D, E, F = embed, count, mlp
-        self.gate_proj = Stack((E, F, D), ("expert", "expert_mlp", "embed"), bias)
-        self.up_proj = Stack((E, F, D), ("expert", "expert_mlp", "embed"), bias)
-        self.down_proj = Stack((E, D, F), ("expert", "embed", "expert_mlp"), bias)
+        self.gate_proj = Stack((E, F, D), ("expert", "expert_mlp", "expert_embed"), bias)
+        self.up_proj = Stack((E, F, D), ("expert", "expert_mlp", "expert_embed"), bias)
+        self.down_proj = Stack((E, D, F), ("expert", "expert_embed", "expert_mlp"), bias)
 
     def stacks(self) -> tuple[Stack, Stack, Stack]:
         return self.gate_proj, self.up_proj, self.down_proj
@@ -62,7 +62,8 @@ class Mixture(nnx.Module):
     """Each token goes to the best few of E experts; their outputs are weighted and summed.
 
     Every device routes all of its rows, in float32, and runs what it has of the experts;
-    `reduce_model` adds up the devices.
+    the devices' sums are added up. Rows of several data shards come together where those share the
+    experts.
 
     Args:
       clamped: the experts' gate is GPT-OSS's; otherwise it is activation(gate) * up.
@@ -72,13 +73,16 @@ class Mixture(nnx.Module):
         assert c.experts is not None
         self.sizes, self.activation, self.clamped = c.experts, c.activation, clamped
         shape = (c.experts.count, c.embed)
-        self.router = Stack(shape, (None, "embed"), c.mlp_bias, exact=True)
+        self.router = Stack(shape, (None, None), c.mlp_bias, exact=True)
         self.experts = Experts(c.embed, c.experts.count, c.experts.mlp, c.mlp_bias)
 
     def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
         maps = (self.router, *self.experts.stacks())
-        rows = layout.spec(("batch", None, "embed"))
+        summed = (*layout.axes_of("expert_mlp"), *layout.axes_of("expert"))
+        meets = placed.Meeting(layout, summed, (), ("batch", None, "residual"))
+        if layout.axes_of("residual"):
+            x = layout.constrain(x, ("batch", None, None))
 
         def local(x: jax.Array, values: Any) -> jax.Array:
             flat = x.reshape(-1, x.shape[-1])
@@ -89,20 +93,11 @@ class Mixture(nnx.Module):
             else:
                 form = functools.partial(experts.dense, tokens=x.shape[1])
             partial = self._mix(form, flat, routing, values[1:], layout).astype(x.dtype)
-            for axis in ("expert_mlp", "expert"):
-                if (mesh_axis := layout.mesh_axis(axis)) is not None:
-                    partial = reduce_model(partial, mesh_axis, layout.rules.reduce)
             return partial.reshape(x.shape)
 
-        placed = jax.shard_map(
-            local,
-            mesh=layout.mesh,
-            in_specs=(rows, tuple(one.specs(layout) for one in maps)),
-            out_specs=rows,
-            check_vma=False,
-        )
-        result: jax.Array = placed(x, tuple(one.values() for one in maps))
-        return result
+        where = (meets.spec(2), tuple(one.specs(layout) for one in maps))
+        given = (x, tuple(one.values() for one in maps))
+        return layout.constrain(placed.total(local, given, where, meets, x.shape), meets.into)
 
     def _route(self, x: jax.Array, value: jax.Array, bias: jax.Array | None) -> experts.Routing:
         logits = linear.project(x, value)

@@ -14,7 +14,7 @@ from flax import nnx
 from tpuinfer.cache.ring import Rings
 from tpuinfer.model_config import ModelConfig
 from tpuinfer.models.blocks import Attention, Call, GatedMLP, RMSNorm
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.layout import Layout
 
 
 class MLP(Protocol):
@@ -41,9 +41,10 @@ class PreNorm(nnx.Module):
         self.scale = scale
 
     def __call__(self, x: jax.Array, call: Call) -> tuple[jax.Array, Rings]:
-        out, rings = self.self_attn(self.input_layernorm(x), call)
+        out, rings = self.self_attn(self.input_layernorm(x, call.layout), call)
         x = x + self._scaled(out)
-        return x + self._scaled(self.mlp(self.post_attention_layernorm(x), call.layout)), rings
+        normed = self.post_attention_layernorm(x, call.layout)
+        return x + self._scaled(self.mlp(normed, call.layout)), rings
 
     def _scaled(self, x: jax.Array) -> jax.Array:
         return x if self.scale == 1 else x * self.scale
@@ -74,8 +75,9 @@ class PostNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, call: Call) -> tuple[jax.Array, Rings]:
         out, rings = self.self_attn(x, call)
-        x = x + self.post_attention_layernorm(out)
-        return x + self.post_feedforward_layernorm(self.mlp(x, call.layout)), rings
+        x = x + self.post_attention_layernorm(out, call.layout)
+        out = self.mlp(x, call.layout)
+        return x + self.post_feedforward_layernorm(out, call.layout), rings
 
 
 class Sandwich(nnx.Module):
@@ -90,7 +92,7 @@ class Sandwich(nnx.Module):
         self.post_feedforward_layernorm = norm()
 
     def __call__(self, x: jax.Array, call: Call) -> tuple[jax.Array, Rings]:
-        out, rings = self.self_attn(self.input_layernorm(x), call)
-        x = x + self.post_attention_layernorm(out)
-        out = self.mlp(self.pre_feedforward_layernorm(x), call.layout)
-        return x + self.post_feedforward_layernorm(out), rings
+        out, rings = self.self_attn(self.input_layernorm(x, call.layout), call)
+        x = x + self.post_attention_layernorm(out, call.layout)
+        out = self.mlp(self.pre_feedforward_layernorm(x, call.layout), call.layout)
+        return x + self.post_feedforward_layernorm(out, call.layout), rings

@@ -99,7 +99,7 @@ def table() -> list[tuple[str, ...]]:
 
 
 def axis_sizes(config: AnyConfig, slots: int) -> dict[str, int]:
-    """Size of each logical axis that a mesh may cut."""
+    """Size of each logical axis that a mesh may cut; 0 = whatever divides."""
     sizes = {
         "batch": slots,
         "embed": config.embed,
@@ -109,6 +109,9 @@ def axis_sizes(config: AnyConfig, slots: int) -> dict[str, int]:
         "mlp": config.mlp,
         "vocab": config.vocab,
     }
+    if isinstance(config, ModelConfig):
+        sizes |= {"residual": config.embed, "length": 0}
     if isinstance(config, ModelConfig) and config.experts is not None:
         sizes |= {"expert": config.experts.count, "expert_mlp": config.experts.mlp}
+        sizes["expert_embed"] = config.embed
     return sizes

@@ -11,6 +11,7 @@ Letters: R rows, B slots, T queries per row, N query heads, K KV heads, G = N / 
 L ring length, S block of columns.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import jax
@@ -74,6 +75,37 @@ class Queries(NamedTuple):
     cap: float | None = None
 
 
+@dataclass(frozen=True)
+class Dealt:
+    """Which columns a device has of rings that are cut along their length.
+
+    Columns are dealt out one by one. So devices share what a short row has, and where a column lies
+    does not depend on the length of its ring.
+
+        L = 6, of 2      column       0  1  2  3  4  5
+                         device       0  1  0  1  0  1
+                         there as     0  0  1  1  2  2
+
+    Attributes:
+      index: int32, this device's number. of: how many devices.
+    """
+
+    index: jax.Array
+    of: int
+
+    def numbers(self, columns: jax.Array) -> jax.Array:
+        """Which columns of the ring the device's own are."""
+        return columns * self.of + self.index
+
+    def own(self, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of columns of the ring: whether the device has them, and as which of its own."""
+        return columns % self.of == self.index, columns // self.of
+
+    def first(self, count: jax.Array) -> jax.Array:
+        """How many of a ring's first columns the device has."""
+        return (count + (self.of - 1 - self.index)) // self.of
+
+
 def begin(q: jax.Array, sink_logits: jax.Array | None = None) -> Softmax:
     """Nothing seen yet, for queries [R, K, G, T, H].
 
@@ -128,6 +160,22 @@ def update(
     )
 
 
+def merge(seen: Softmax, parts: Softmax) -> Softmax:
+    """Take in what others have seen of other columns.
+
+    Args:
+      parts: each array [P, ...]; they are summed in that order.
+    """
+    highest = jnp.maximum(seen.highest, parts.highest.max(axis=0))
+    shrink = jnp.exp(seen.highest - highest)
+    total, values = seen.total * shrink, seen.values * shrink
+    for part in zip(*parts, strict=True):
+        one = Softmax(*part)
+        shrink = jnp.exp(one.highest - highest)
+        total, values = total + one.total * shrink, values + one.values * shrink
+    return Softmax(highest, total, values)
+
+
 def finish(seen: Softmax) -> jax.Array:
     """The attention output [R, T, K, G, H] float32; zeros for a query that saw nothing."""
     total = jnp.where(seen.total > 0, seen.total, 1.0)
@@ -171,6 +219,7 @@ def attend_ring(
     slots: jax.Array | None,
     newest: jax.Array,
     block: int,
+    dealt: Dealt | None = None,
 ) -> Softmax:
     """Attend to what a ring holds, block by block, as far as the longest row needs.
 
@@ -180,21 +229,27 @@ def attend_ring(
       ring: keys and values [B, K, L, H]; L is a multiple of `block`.
       slots: [R] which slot each row reads (clamped); None = row r reads slot r, R = B.
       newest: [R] last position written to each row's ring; -1 for an empty one.
+      dealt: which columns of the whole ring L are of; None = all.
     """
-    length, sinks = ring.keys.shape[2], ring.sinks
+    of = 1 if dealt is None else dealt.of
+    length, sinks = ring.keys.shape[2] * of, ring.sinks
     at = queries.positions[:, :, None]
     if sinks:
-        first = jnp.arange(sinks, dtype=jnp.int32)
+        first = _numbers(dealt, jnp.arange(-(-sinks // of), dtype=jnp.int32))
         written = (first[None, :] <= newest[:, None])[:, None, :]
+        if sinks % of:
+            written &= first[None, None, :] < sinks
         q = queries.main if queries.sinks is None else queries.sinks
-        pinned = _columns(ring, slots, jnp.int32(0), sinks)
+        pinned = _columns(ring, slots, jnp.int32(0), -(-sinks // of))
         seen = update(seen, q, pinned, written & (first[None, None, :] <= at), queries.cap)
     needed = jnp.minimum(newest.max() + 1, length)
+    if dealt is not None:
+        needed = dealt.first(needed)
     trips = (needed + block - 1) // block
 
     def visit(index: jax.Array, seen: Softmax) -> Softmax:
         start = index * block
-        columns = start + jnp.arange(block, dtype=jnp.int32)
+        columns = _numbers(dealt, start + jnp.arange(block, dtype=jnp.int32))
         held = ring_positions(newest, columns, length, sinks)[:, None, :]
         valid = (held >= sinks) & (held <= at)
         if ring.window is not None:
@@ -202,6 +257,10 @@ def attend_ring(
         return update(seen, queries.main, _columns(ring, slots, start, block), valid, queries.cap)
 
     return jax.lax.fori_loop(0, trips, visit, seen)
+
+
+def _numbers(dealt: Dealt | None, columns: jax.Array) -> jax.Array:
+    return columns if dealt is None else dealt.numbers(columns)
 
 
 def _columns(ring: Ring, slots: jax.Array | None, start: jax.Array, block: int) -> Columns:
@@ -237,19 +296,22 @@ def attend_chunk(
     window: int | None = None,
     sinks: jax.Array | None = None,
     cap: float | None = None,
+    first: jax.Array | None = None,
 ) -> Softmax:
     """Attend causally within a chunk that is not in the ring yet.
 
     Args:
-      q: [R, K, G, T, H] scaled queries. chunk: T columns, as the ring will keep them.
+      q: [R, K, G, T, H] scaled queries. chunk: T columns, as the ring will keep them; or S of them.
       length: [R] how many of the T tokens are real; the rest is padding.
       window: how many tokens a query looks back at, itself included; None = all.
       sinks: [R] how many of the chunk's first tokens all of it sees; None = none. A chunk that
         holds sinks is no longer than the ring, so they need no rotation of their own.
       cap: as in `Queries`.
+      first: which token of the chunk is the first of the columns; None = they are all of it.
     """
     index = jnp.arange(q.shape[3], dtype=jnp.int32)
-    query, key = index[None, :, None], index[None, None, :]
+    own = index if first is None else first + jnp.arange(chunk.k.shape[2], dtype=jnp.int32)
+    query, key = index[None, :, None], own[None, None, :]
     valid = (query >= key) & (key < length[:, None, None])
     if window is not None:
         near = query - key < window

@@ -1,18 +1,19 @@
 """The answer to a question: whether it fits, what moves, how fast it can be at best."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tpuinfer.engine.plan import Plan
-from tpuinfer.planning import compiled, memory, roofline, work
+from tpuinfer.planning import compiled, memory, roofline, travel, work
 from tpuinfer.planning.compiled import Measured, Note
 from tpuinfer.planning.memory import Hbm
 from tpuinfer.planning.question import Question, lay_out
 from tpuinfer.planning.roofline import Bound
 from tpuinfer.planning.work import Work
 from tpuinfer.programs.closed_set import decode_name
-from tpuinfer.sharding.mesh import MODEL
+from tpuinfer.sharding.moves import Moved
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Answer:
         decisions = self.plan.layout.decisions
         return [(axis, one.why) for axis, one in decisions.items() if "divide" in one.why]
 
+    @functools.cached_property
+    def resharding(self) -> list[Moved]:
+        """What weights travel in each prefill call, where prefill has rules of its own."""
+        return travel.resharding(self.plan)
+
     @property
     def tokens_per_second(self) -> float:
         """All slots decoding at the bound, rings full."""
@@ -123,8 +129,7 @@ def _program(
     else:
         rows, width = name.removeprefix("prefill_").split("x")
         needed = work.prefill(plan, int(rows), int(width), of)
-    model = plan.layout.mesh.shape.get(MODEL, 1)
-    return Program(name, needed, roofline.bound(needed, question.topology, model), measured)
+    return Program(name, needed, roofline.bound(needed, question.topology), measured)
 
 
 def _as_compiled(plan: Plan, hbm: Hbm, programs: Sequence[Measured]) -> Hbm:

@@ -11,11 +11,17 @@
                         each chip as two)
     estimated           which of these are estimates
     replicated          [{axis, why}]: what the rules would cut, and this mesh does not divide
+    repeats             how often each KV head is kept
+    rules               what the table has otherwise than the default one, in words; "" = nothing
+    resharding          where prefill has rules of its own, what each of its calls sends a device:
+                        {bytes, arrays [{name, count, bytes, before, after}]}; null = it has none
     programs            by name: traffic_bytes, ideal_bytes, traffic_ratio, alias_bytes, temp_bytes,
                         ring_copies, collectives {kind: {count, bytes}}, compile_seconds, bound_ms,
-                        limit, bound {weights, flops, rings, links} in ms, flops, needed_flops; null
-                        = not compiled. Of decode all is for one step. `per_layer` has
-                        traffic_bytes, ideal_bytes and collectives, shared out among the layers.
+                        limit, bound {weights, flops, rings, links} in ms, flops, needed_flops,
+                        exchanges [{kind, axes {mesh axis: devices}, count, bytes}]: the
+                        collectives as they are reckoned; null = not compiled. Of decode all is for
+                        one step. `per_layer` has traffic_bytes, ideal_bytes and collectives, shared
+                        out among the layers.
     bound_ms            decode: one step; prefill: one full chunk for each data shard
     tokens_per_second   all slots decoding at the bound, rings full
     prefill_tokens_per_second
@@ -33,12 +39,14 @@ from typing import Any
 
 from tpuinfer.planning import remedies as changes
 from tpuinfer.planning import topology as slices
+from tpuinfer.planning import travel
 from tpuinfer.planning.answer import Answer, Program
 from tpuinfer.planning.compare import Row
 from tpuinfer.planning.question import Question, room
 from tpuinfer.planning.remedies import Remedy
 from tpuinfer.planning.roofline import per_million
 from tpuinfer.planning.traffic import Collective
+from tpuinfer.sharding import moves
 
 VERSION = 1
 
@@ -80,6 +88,9 @@ def as_json(
         },
         "estimated": ["code"] if answer.is_compiled else ["temporaries", "code"],
         "replicated": [{"axis": axis, "why": why} for axis, why in answer.replicated],
+        "repeats": plan.layout.repeats,
+        "rules": travel.rules_in_words(plan.layout.rules),
+        "resharding": _resharding(answer),
         "programs": {
             name: _with_layers(_program(one), plan.config.layers)
             for name, one in answer.programs.items()
@@ -166,6 +177,15 @@ def _program(one: Program) -> dict[str, Any]:
         "limit": one.bound.limit,
         "bound": bound,
         "traffic_ratio": one.ratio,
+        "exchanges": [
+            {
+                "kind": each.kind,
+                "axes": dict(zip(each.axes, each.devices, strict=True)),
+                "count": each.count,
+                "bytes": each.nbytes,
+            }
+            for each in one.work.exchanges
+        ],
     }
     measured = one.measured
     if measured is None or measured.needs:
@@ -186,6 +206,15 @@ def _program(one: Program) -> dict[str, Any]:
         "collectives": _collectives(measured.collectives),
         "compile_seconds": measured.compile_seconds,
     }
+
+
+def _resharding(answer: Answer) -> dict[str, Any] | None:
+    layout, rows = answer.plan.layout, answer.resharding
+    if layout.prefill is layout:
+        return None
+    told = ("name", "count", "bytes", "before", "after")
+    arrays = [{name: getattr(row, name) for name in told} for row in rows]
+    return {"bytes": moves.total(rows), "arrays": arrays}
 
 
 def _with_layers(program: dict[str, Any], layers: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tpuinfer.planning import remedies as changes
 from tpuinfer.planning import topology as slices
+from tpuinfer.planning import travel
 from tpuinfer.planning.answer import Answer, Program
 from tpuinfer.planning.as_json import largest
 from tpuinfer.planning.compare import Row
@@ -22,8 +23,13 @@ def as_text(answer: Answer, remedies: Sequence[Remedy] = (), price: float | None
     Args:
       price: of a chip for an hour.
     """
-    parts = [_head(answer), render(_memory(answer)), render(_programs(answer))]
-    parts.append(_per_layer(answer))
+    layout = answer.plan.layout
+    parts = [_head(answer), travel.rules_in_words(layout.rules)]
+    parts += [render(_memory(answer)), render(_programs(answer)), _per_layer(answer)]
+    if layout.prefill is not layout:
+        parts.append(travel.resharding_in_words(answer.resharding))
+    if layout.repeats > 1:
+        parts.append(f"KV heads: {layout.decisions['kv_heads'].why}.")
     if answer.replicated:
         told = "; ".join(f"{axis}: {why}" for axis, why in answer.replicated)
         parts.append(f"Not cut, but whole on every device: {told}.")
@@ -32,7 +38,7 @@ def as_text(answer: Answer, remedies: Sequence[Remedy] = (), price: float | None
     parts.append("\n".join(_speed(answer, price)))
     if remedies or not answer.fits:
         parts.append(changes_in_words(remedies))
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def changes_in_words(remedies: Sequence[Remedy]) -> str:

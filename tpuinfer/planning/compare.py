@@ -37,7 +37,7 @@ def compare(
     """
     rows = []
     for topology in topologies:
-        for mesh in slices.meshes(topology):
+        for mesh in slices.meshes(topology, question.mesh_axes):
             asked = dataclasses.replace(question, topology=topology, mesh=mesh)
             try:
                 rows.append(Row(topology, mesh, answer(asked)))

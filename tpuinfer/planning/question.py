@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from tpuinfer.planning import topology as slices
 from tpuinfer.planning.memory import capacity
 from tpuinfer.planning.topology import Topology
 from tpuinfer.platform import PlatformSettings, platform_settings
-from tpuinfer.quant.schemes import AUTO, NONE
+from tpuinfer.quant.schemes import AUTO, NONE, Scheme
 from tpuinfer.sharding.described import described_mesh
-from tpuinfer.sharding.mesh import MeshShape, abstract_mesh
+from tpuinfer.sharding.mesh import DATA, MESH_AXES, MODEL, MeshShape, abstract_mesh
 from tpuinfer.sharding.rules import ShardingRules
 
 
@@ -31,6 +32,7 @@ class Question:
     Attributes:
       name: of the model, for people. mesh: how the slice is laid out.
       engine: slots, contexts and rings. weights: how they are kept, as `--weights` says.
+      stored: the schemes that a checkpoint has already, where weights is auto; None = none.
       steps: decode steps in one dispatch; None = the platform's own.
     """
 
@@ -43,6 +45,22 @@ class Question:
     rules: ShardingRules | None = None
     dtype: str = "auto"
     steps: int | None = None
+    stored: Mapping[str, Scheme] | None = None
+
+    @property
+    def mesh_axes(self) -> tuple[str, ...]:
+        """Mesh axes that a mesh may have: data, model, and what rules cut this model over, beside.
+
+        Rows may lie on any of them: that alone makes no mesh another.
+        """
+        return tuple(name for name in MESH_AXES if name in (DATA, MODEL) or self._cuts(name))
+
+    def _cuts(self, name: str) -> bool:
+        tables = [] if self.rules is None else [self.rules, self.rules.prefill or self.rules]
+        there = registry.axis_sizes(self.config, 1)
+        return any(
+            name in rules.places(axis) for rules in tables for axis in there if axis != "batch"
+        )
 
     @property
     def settings(self) -> PlatformSettings:
@@ -70,7 +88,7 @@ def lay_out(question: Question, *, described: bool = False) -> Plan:
         settings=question.settings,
         rules=question.rules,
         dtype=question.dtype,
-        weights=NONE if question.weights == AUTO else question.weights,
+        weights=(question.stored or NONE) if question.weights == AUTO else question.weights,
     )
 
 

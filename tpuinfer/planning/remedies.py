@@ -113,13 +113,15 @@ def _least(question: Question, plan: Plan, kinds: _Kinds) -> float:
     """Bytes that weights take at least on one device: most changes fall by these, fast."""
     each = _LEAST_BYTES.get(question.weights, 0.5)
     return each * sum(
-        count * math.prod(shape) / math.prod(plan.layout.shards(axis) for axis in axes if axis)
+        count
+        * math.prod(shape)
+        / math.prod(plan.layout.stored_shards(axis) for axis in axes if axis)
         for (shape, axes), count in kinds.items()
     )
 
 
 def _changes(question: Question) -> Iterator[_Change]:
-    for mesh in slices.meshes(question.topology):
+    for mesh in slices.meshes(question.topology, question.mesh_axes):
         if mesh != question.mesh:
             flags = f"--mesh {slices.written(mesh)}"
             yield _Change("mesh", flags, "the same slice, laid out so", _with(question, mesh=mesh))
@@ -197,7 +199,7 @@ def _larger(question: Question, beside: str = "") -> Iterator[_Change]:
             why = f"{one.chips} chips instead of {topology.chips}"
             if not same:
                 why = f"{_memory(one)} instead of {_memory(topology)}"
-            for mesh in slices.meshes(one)[:4]:
+            for mesh in slices.meshes(one, question.mesh_axes)[:4]:
                 flags = f"--topology {one} --mesh {slices.written(mesh)} {beside}".strip()
                 made = _with(question, topology=one, mesh=mesh)
                 yield _Change("slice" if same else "slice of another", flags, why, made)

@@ -2,7 +2,11 @@
 
     matmuls    max(bytes of weights / HBM bandwidth, operations / their rate)
     rings      bytes / HBM bandwidth
-    links      bytes of collectives * (n - 1) / n / bandwidth of a ring over n devices
+    links      of each collective over n devices:
+               bytes * (n - 1) / n / bandwidth of a ring; twice for an all-reduce
+               all-to-all on a torus: bytes * n / 4 / bandwidth of a ring, as halves go half round
+
+A collective over several mesh axes has a ring for each, as far as the chip has links.
 
 A program takes at least matmuls + rings, and at least links (which may hide behind the others).
 The figures of a chip are its vendor's (`planning.hardware`), so no program reaches the bound; good
@@ -10,13 +14,12 @@ ones come to half of it and more.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from tpuinfer.planning.exchanges import Exchange
 from tpuinfer.planning.hardware import Chip
 from tpuinfer.planning.topology import Topology
-from tpuinfer.planning.traffic import Collective
 from tpuinfer.planning.work import Work
 
 Limit = Literal["HBM", "FLOPs", "ICI"]
@@ -52,12 +55,8 @@ class Bound:
         return "FLOPs" if self.flops > self.weights + self.rings else "HBM"
 
 
-def bound(work: Work, topology: Topology, model: int) -> Bound:
-    """The bound of a program call.
-
-    Args:
-      model: devices along the model axis, over which collectives go.
-    """
+def bound(work: Work, topology: Topology) -> Bound:
+    """The bound of a program call."""
     chip, share = topology.chip, topology.chip.devices_per_chip
     bandwidth = chip.hbm_bandwidth / share
     flops = sum(count / _rate(chip, kind) for kind, count in work.flops.items()) * share
@@ -65,7 +64,7 @@ def bound(work: Work, topology: Topology, model: int) -> Bound:
         work.weight_bytes / bandwidth,
         flops,
         (work.ring_bytes + work.other_bytes) / bandwidth,
-        _link_seconds(work.collectives, chip, model),
+        sum(link_seconds(one, chip) for one in work.exchanges),
     )
 
 
@@ -74,14 +73,19 @@ def _rate(chip: Chip, kind: str) -> float:
     return (chip.flops.int8 if kind == "int8" else None) or chip.flops.bf16
 
 
-def _link_seconds(collectives: Mapping[str, Collective], chip: Chip, devices: int) -> float:
+def link_seconds(one: Exchange, chip: Chip) -> float:
+    """The least seconds that collectives over the same mesh axes take."""
+    devices = one.group
     if devices == 1:
         return 0.0
-    links = min(_RING_LINKS, chip.ici_links) if chip.torus else 0
-    ring = chip.ici_bandwidth * (links / chip.ici_links if links else 1.0)
-    passes = {"all-reduce": 2}
-    moved = sum(passes.get(kind, 1) * one.nbytes for kind, one in collectives.items())
-    return moved * (devices - 1) / devices / ring
+    rings = sum(size > 1 for size in one.devices)
+    links = min(_RING_LINKS * rings, chip.ici_links) if chip.torus else chip.ici_links
+    bandwidth = chip.ici_bandwidth * (links / chip.ici_links if links else 1.0)
+    if one.kind == "all-to-all" and chip.torus:
+        ring = bandwidth / (links / _RING_LINKS)
+        return one.nbytes * max(size / 4 for size in one.devices) / ring
+    passes = 2 if one.kind == "all-reduce" else 1
+    return passes * one.nbytes * (devices - 1) / devices / bandwidth
 
 
 def per_million(tokens_per_second: float, chips: int, price: float) -> float:

@@ -20,10 +20,15 @@ from tpuinfer.sharding.mesh import MeshShape, platform_of
 
 def topology_of(mesh: Mesh) -> Topology | None:
     """The slice that a mesh's devices are, as far as the table of chips knows them."""
-    chip = hardware.by_device_kind(mesh.devices.flat[0].device_kind)
+    return slice_of(mesh.devices.flat[0].device_kind, mesh.size)
+
+
+def slice_of(device_kind: str, count: int) -> Topology | None:
+    """The slice of so many devices of a kind; None where no table has it."""
+    chip = hardware.by_device_kind(device_kind)
     if chip is None:
         return None
-    return next((one for one in slices.slices(chip) if one.devices == mesh.size), None)
+    return next((one for one in slices.slices(chip) if one.devices == count), None)
 
 
 def explain(plan: Plan, name: str, weights: str) -> str:
@@ -40,7 +45,7 @@ def explain(plan: Plan, name: str, weights: str) -> str:
     shape = MeshShape(tuple(mesh.shape.items()))
     asked = Question(
         name,
-        plan.config,
+        plan.published,
         topology,
         shape,
         engine=plan.engine,
@@ -61,7 +66,7 @@ def _by_room(plan: Plan, usable: int) -> str:
         f"and some {beside / 1e9:.2f} GB for programs, of {usable / 1e9:.2f} GB that there are",
     ]
     settings = platform_settings(platform_of(plan.layout.mesh), plan.layout.mesh.size)
-    room = Room(dataclasses.replace(plan), plan.config, settings, usable)
+    room = Room(dataclasses.replace(plan), plan.published, settings, usable)
     try:
         if slots := room.most_slots(plan.context):
             lines.append(f"What would fit: --slots {slots}x{plan.context}")

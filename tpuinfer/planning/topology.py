@@ -7,12 +7,13 @@ a chip has two (v4, v5p, tpu7x). GPUs have no grid: `h100:8`.
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tpuinfer.errors import MeshError
 from tpuinfer.planning import hardware
 from tpuinfer.planning.hardware import Chip
-from tpuinfer.sharding.mesh import DATA, MODEL, MeshShape
+from tpuinfer.sharding.mesh import DATA, MESH_AXES, MODEL, MeshShape
 
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 _CUBES = (
@@ -26,6 +27,9 @@ _CUBES = (
     (4, 8, 8),
     (8, 8, 8),
 )
+_NEAREST = 6
+"""Meshes that an error lists where there are many."""
+
 _CORES_COUNTED = ("v4", "v5p", "tpu7x")
 """Whose names at a cloud count cores, two a chip."""
 
@@ -104,35 +108,54 @@ def larger(topology: Topology) -> list[Topology]:
     return [one for one in slices(topology.chip) if one.chips > topology.chips]
 
 
-def meshes(topology: Topology) -> list[MeshShape]:
-    """Every way to lay data and model over a slice, the most model-parallel first."""
-    devices = topology.devices
-    return [
-        MeshShape(((DATA, devices // model), (MODEL, model)))
-        for model in range(devices, 0, -1)
-        if devices % model == 0
-    ]
+def meshes(topology: Topology, names: Sequence[str] = (DATA, MODEL)) -> list[MeshShape]:
+    """Every way to lay these mesh axes over a slice, the most model-parallel first.
+
+    Args:
+      names: mesh axes; data and model are among them always. Other ones of size 1 are left out.
+    """
+    wanted = [name for name in MESH_AXES if name in names or name in (DATA, MODEL)]
+    found = []
+    for sizes in _factors(topology.devices, len(wanted)):
+        axes = [(name, size) for name, size in zip(wanted, sizes, strict=True)]
+        kept = [(name, size) for name, size in axes if size > 1 or name in (DATA, MODEL)]
+        found.append(MeshShape(tuple(kept)))
+    return sorted(found, key=lambda one: [-size for _, size in reversed(one.axes)])
+
+
+def _factors(number: int, count: int) -> list[tuple[int, ...]]:
+    """All ways to write a number as a product of so many, in order.
+
+    >>> _factors(4, 2)
+    [(1, 4), (2, 2), (4, 1)]
+    """
+    if count == 1:
+        return [(number,)]
+    divisors = [one for one in range(1, number + 1) if number % one == 0]
+    return [(one, *rest) for one in divisors for rest in _factors(number // one, count - 1)]
 
 
 def check_mesh(topology: Topology, shape: MeshShape) -> None:
     """Refuse a mesh that does not cover the slice.
 
     Raises:
-      MeshError: lists those that do, the nearest first.
+      MeshError: names the nearest that does, of the same axes, and lists others.
     """
     if shape.size == topology.devices:
         return
-    legal = meshes(topology)
     axes = dict(shape.axes)
+    legal = meshes(topology, list(axes))
 
     def far(one: MeshShape) -> float:
         sizes = dict(one.axes)
-        return sum(abs(math.log(sizes[name] / axes.get(name, 1))) for name in sizes)
+        return sum(abs(math.log(sizes.get(name, 1) / axes[name])) for name in axes)
 
-    near = min(legal, key=far)
+    near = sorted(legal, key=far)
+    others = legal if len(axes) == 2 else near[:_NEAREST]
     raise MeshError(
         f"mesh {written(shape)} is of {shape.size} devices, {topology} has {topology.devices}; "
-        f"nearest: {written(near)}; legal: {', '.join(written(one) for one in legal)}"
+        f"nearest: {written(near[0])}; legal: {', '.join(written(one) for one in others)}"
+        f"{'' if len(others) == len(legal) else ', ...'}"
     )
 
 
@@ -141,10 +164,14 @@ def written(shape: MeshShape) -> str:
 
     >>> written(MeshShape((("data", 2), ("model", 4))))
     '2x4'
+    >>> written(MeshShape((("data", 1), ("expert", 4), ("model", 2))))
+    'expert=4,model=2'
     """
     sizes = dict(shape.axes)
     if set(sizes) - {DATA, MODEL}:
-        return str(shape)
+        return ",".join(
+            f"{name}={size}" for name, size in shape.axes if size > 1 or name not in (DATA, MODEL)
+        )
     data, model = sizes.get(DATA, 1), sizes.get(MODEL, 1)
     return str(model) if data == 1 else f"{data}x{model}"
 

@@ -1,25 +1,33 @@
 """What a program cannot do without, on one device: bytes of HBM, multiplications, collectives.
 
-Reckoned from shapes, before anything is compiled. Counted are every weight once, the rings of the
-program's rows once, at their longest; a table that is only looked up, by its rows. Activations are
-not: they stay on the chip, or are small beside the rest. Operations are those of our programs: with
-a mixture's `dense` form every expert multiplies every row.
+Reckoned from shapes and places, before anything is compiled. Counted are every weight once, as the
+products read it; the rings of the program's rows once, at their longest; a table that is only
+looked up, by its rows; weights that are gathered, or wanted elsewhere than they are kept, read and
+written once more. Activations are not: they stay on the chip, or are small beside the rest.
+Operations are those of our programs: with a mixture's `dense` form every expert multiplies every
+row.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tpuinfer.cache.spec import RING_AXES, RingSpec
 from tpuinfer.engine.plan import Plan, abstract_weights
 from tpuinfer.models import registry
-from tpuinfer.models.blueprint import Weight, pieces, weights
+from tpuinfer.models.blueprint import Axes, Weight, pieces, weights
+from tpuinfer.planning import exchanges
+from tpuinfer.planning.exchanges import Exchange, Lies, Tally, by_kind
 from tpuinfer.planning.traffic import Collective
 from tpuinfer.quant.schemes import Scheme
-from tpuinfer.sharding.mesh import MODEL
-from tpuinfer.sharding.reduce import padded
+from tpuinfer.sharding.layout import Layout
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+
+_INTO = {"embed": "residual"}
+"""A weight's axis -> that of what it makes, or is put to, where they differ."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +52,10 @@ class Work:
 
     Attributes:
       weight_bytes, ring_bytes: read from HBM. other_bytes: rows of the embedding, new keys and
-        values.
+        values, and weights that are brought together before they are read.
       flops: operations of matmuls by the kind of their operands, "bf16" or "int8".
       needed_flops: the same, had each expert only its own rows.
-      collectives: by kind, each with the bytes of its larger side.
+      exchanges: collectives by kind and mesh axes.
     """
 
     weight_bytes: int
@@ -55,22 +63,29 @@ class Work:
     other_bytes: int
     flops: Mapping[str, float]
     needed_flops: float
-    collectives: Mapping[str, Collective] = field(default_factory=dict)
+    exchanges: Sequence[Exchange] = ()
 
     @property
     def bytes(self) -> int:
         return self.weight_bytes + self.ring_bytes + self.other_bytes
 
+    @property
+    def collectives(self) -> dict[str, Collective]:
+        """By kind, each with the bytes of its larger side."""
+        return by_kind(self.exchanges)
+
 
 @dataclass(frozen=True)
-class Table:
-    """What a plan's weights cost on one device, whatever program runs: summed up once for all.
+class Costs:
+    """What a plan's weights cost on one device, in all programs that share a layout.
 
     Attributes:
-      read: bytes that every call reads. row: bytes of a row of an embedding that is looked up.
-      flops: of one token, by kind, of all maps but the head. head: of one row of the head, by kind.
+      read: bytes that every call reads. row: bytes of a row of an embedding that is looked up, for
+        each token of a data shard.
+      flops: of one token of a data shard, by kind, of all maps but the head. head: of one row of
+        the head, by kind.
       needed: as `flops`, had each expert only its own rows.
-      sums: over the model axis, each a reduce-scatter and an all-gather.
+      tally: what travels.
     """
 
     read: int
@@ -78,33 +93,125 @@ class Table:
     flops: Mapping[str, float]
     head: Mapping[str, float]
     needed: float
-    sums: int
+    tally: Tally
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a plan's weights cost, summed up once for all programs."""
+
+    decode: Costs
+    prefill: Costs
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Parameters of the same kind in several layers.
+
+    Attributes:
+      kind: their name without the number of the layer. arrays: as `blueprint.pieces` gives them.
+    """
+
+    kind: str
+    w: Weight
+    arrays: tuple[tuple[tuple[int, ...], Axes, int], ...]
+    scheme: Scheme | None
 
 
 def table(plan: Plan) -> Table:
     """Sum up the weights of a plan."""
-    config, layout = plan.config, plan.layout
-    parameters, abstract = weights(registry.build(config)), abstract_weights(plan)
+    groups = _groups(plan)
+    decode = _costs(plan, plan.layout, groups)
+    if plan.layout.prefill is plan.layout:
+        return Table(decode, decode)
+    return Table(decode, _costs(plan, plan.layout.prefill, groups))
+
+
+def _groups(plan: Plan) -> Counter[_Group]:
+    parameters, abstract = weights(registry.build(plan.config)), abstract_weights(plan)
+    return Counter(
+        _Group(
+            re.sub(r"\blayers\.\d+\b", "layers.*", name),
+            w,
+            tuple(pieces(abstract[name], w.axes)),
+            plan.schemes.get(name),
+        )
+        for name, w in parameters.items()
+    )
+
+
+def _costs(plan: Plan, layout: Layout, groups: Counter[_Group]) -> Costs:
+    config = plan.config
     head = EMBEDDING if config.tie_embeddings else HEAD
     flops, of_head = dict.fromkeys(("bf16", "int8"), 0.0), dict.fromkeys(("bf16", "int8"), 0.0)
     read, row, needed = 0, 0, 0.0
-    for name, w in parameters.items():
-        size = sum(
-            math.prod(shape) * bits // (8 * _cut(plan, axes))
-            for shape, axes, bits in pieces(abstract[name], w.axes)
-        )
-        if name == EMBEDDING and not config.tie_embeddings:
-            row = size // max(1, w.shape[0] // layout.shards("vocab"))
+    for one, count in groups.items():
+        if one.kind == EMBEDDING != head:
+            row = _row(layout, one)
             continue
-        read += size
+        read += count * sum(
+            math.prod(shape) * bits // (8 * _cut(layout, axes)) for shape, axes, bits in one.arrays
+        )
+        w = one.w
         if not w.contracted:
             continue
-        each = 2.0 * math.prod(w.shape) / _cut(plan, w.axes)
-        (of_head if name == head else flops)[_kind(plan.schemes.get(name))] += each
-        if name != head:
-            experts = config.experts if ".experts." in name else None
+        met = _cut(layout, ("batch",)) / _over(layout, exchanges.meeting(layout, w).rows)
+        each = count * met * 2.0 * math.prod(w.shape) / _cut(layout, w.axes)
+        (of_head if one.kind == head else flops)[_kind(one.scheme)] += each
+        if one.kind != head:
+            experts = config.experts if ".experts." in one.kind else None
             needed += each * (experts.active / experts.count if experts else 1)
-    return Table(read, row, flops, of_head, needed, _sums(plan, parameters))
+    return Costs(read, row, flops, of_head, needed, _travelling(plan, layout, groups))
+
+
+def _row(layout: Layout, one: _Group) -> int:
+    """Bytes that a device looks up in an embedding [V, D] for each token of its data shard."""
+    size = sum(
+        math.prod(shape) * bits // (8 * math.prod(map(layout.stored_shards, filter(None, axes))))
+        for shape, axes, bits in one.arrays
+    )
+    kept = {name for axis in ("vocab", "embed") for name in layout.stored_axes_of(axis)}
+    met = _over(layout, [name for name in layout.axes_of("batch") if name in kept])
+    return met * (size // max(1, one.w.shape[0] // layout.stored_shards("vocab")))
+
+
+def _travelling(plan: Plan, layout: Layout, groups: Counter[_Group]) -> Tally:
+    """All that goes over links."""
+    config, tally = plan.config, Tally(layout, _activation(plan))
+    head = EMBEDDING if config.tie_embeddings else HEAD
+    home = exchanges.place(layout, ("residual",))
+    exchanges.looked_up(tally, config.embed)
+    met: dict[tuple[str, Lies], Counter[str]] = {}
+    mixtures: Counter[str] = Counter()
+    for one, count in groups.items():
+        tally.times, w = count, one.w
+        if one.kind != EMBEDDING or one.kind == head:
+            exchanges.brought(tally, one.arrays)
+        if one.kind == head:
+            exchanges.through(tally, w, home, ("vocab",), "row", 4)
+        elif one.kind.endswith("norm.weight") and w.shape == (config.embed,):
+            exchanges.normed(tally, 1, "row" if one.kind == "norm.weight" else "token")
+        elif not w.contracted or one.kind == EMBEDDING or not one.kind.endswith(".weight"):
+            continue
+        elif ".experts." in one.kind:
+            mixtures[one.kind] += count
+        else:
+            ins = w.axes[-w.contracted :]
+            given = None if ins == ("embed",) else exchanges.place(layout, ins)
+            into = tuple(_INTO.get(axis or "", axis) for axis in w.axes[: -w.contracted])
+            exchanges.through(tally, w, given, into, "token", tally.width)
+            if given is None:
+                key = one.kind.rsplit(".", 2)[0], exchanges.meeting(layout, w)
+                met.setdefault(key, Counter())[one.kind] += count
+    for (_, meets), kinds in met.items():  # maps of the same rows bring them together once
+        tally.times = max(kinds.values())
+        tally.move(config.embed, home, meets)
+    if mixtures:
+        tally.times = max(mixtures.values())
+        exchanges.mixed(tally, config.embed)
+    tally.times = 1
+    exchanges.attended(tally, config.layers, config.heads, config.head_dim)
+    return tally
 
 
 def decode(plan: Plan, of: Table | None = None) -> Work:
@@ -117,7 +224,7 @@ def decode(plan: Plan, of: Table | None = None) -> Work:
     shards = plan.layout.shards("batch")
     classes = zip(plan.slots.counts, plan.slots.capacities, strict=True)
     keys = sum(count // shards * _keys(plan, capacity) for count, capacity in classes)
-    return _work(plan, of or table(plan), Rows(plan.slots.per_shard), rings, keys)
+    return _work(plan, (of or table(plan)).decode, Rows(plan.slots.per_shard), rings, keys)
 
 
 def prefill(plan: Plan, rows: int, width: int, of: Table | None = None) -> Work:
@@ -128,18 +235,19 @@ def prefill(plan: Plan, rows: int, width: int, of: Table | None = None) -> Work:
         for spec in longest
     )
     keys = rows * width * _keys(plan, plan.context)
-    return _work(plan, of or table(plan), Rows(rows, width), rows * per_slot, keys)
+    return _work(plan, (of or table(plan)).prefill, Rows(rows, width), rows * per_slot, keys)
 
 
 def _ring_bytes(plan: Plan, spec: RingSpec) -> int:
     """Keys and values of one ring on one device."""
-    return spec.bytes // math.prod(plan.layout.shards(axis) for axis in RING_AXES)
+    return spec.bytes // _cut(plan.layout, RING_AXES)
 
 
-def _work(plan: Plan, of: Table, rows: Rows, ring_bytes: int, keys: int) -> Work:
+def _work(plan: Plan, of: Costs, rows: Rows, ring_bytes: int, keys: int) -> Work:
     """Args: keys: that all tokens together attend to, in all layers."""
     config, layout = plan.config, plan.layout
-    attention = 4.0 * keys * config.heads / layout.shards("heads") * config.head_dim
+    attended = config.heads / _cut(layout, ("kv_heads", "length"))
+    attention = 4.0 * keys * attended * config.head_dim
     flops = {
         kind: each * rows.tokens + of.head[kind] * rows.rows for kind, each in of.flops.items()
     }
@@ -150,10 +258,10 @@ def _work(plan: Plan, of: Table, rows: Rows, ring_bytes: int, keys: int) -> Work
     return Work(
         of.read,
         ring_bytes,
-        rows.tokens * of.row + new * width,
+        rows.tokens * of.row + new * width + of.tally.moved,
         {kind: each for kind, each in flops.items() if each},
         of.needed * rows.tokens + sum(of.head.values()) * rows.rows + attention,
-        collectives(plan, rows, of.sums),
+        of.tally.exchanges(rows.tokens, rows.rows),
     )
 
 
@@ -172,35 +280,9 @@ def _kind(scheme: Scheme | None) -> str:
     return "int8" if scheme is not None and scheme.word == "w8a8" else "bf16"
 
 
-def _cut(plan: Plan, axes: tuple[str | None, ...]) -> int:
-    return math.prod(plan.layout.shards(axis) for axis in axes if axis is not None)
+def _cut(layout: Layout, axes: Axes) -> int:
+    return math.prod(layout.shards(axis) for axis in axes if axis is not None)
 
 
-def collectives(plan: Plan, rows: Rows, sums: int) -> dict[str, Collective]:
-    """The sums over the model axis: a reduce-scatter and an all-gather of all tokens for each."""
-    layout = plan.layout
-    if not sums:
-        return {}
-    devices = layout.mesh.shape[MODEL]
-    payload = sums * rows.tokens * padded(plan.config.embed, devices) * _activation(plan)
-    if layout.rules.reduce == "exact":
-        return {"all-gather": Collective(sums, payload * devices)}
-    return {kind: Collective(sums, payload) for kind in ("reduce-scatter", "all-gather")}
-
-
-def _sums(plan: Plan, parameters: Mapping[str, Weight]) -> int:
-    """One for each map that contracts an axis that is cut, and one for an embedding that is."""
-    layout = plan.layout
-    if layout.mesh.shape.get(MODEL, 1) == 1:
-        return 0
-    sums = 1 if layout.shards("vocab") > 1 else 0
-    mixtures = set()
-    for name, w in parameters.items():
-        if not w.contracted or not name.endswith(".weight") or name in (EMBEDDING, HEAD):
-            continue
-        if ".experts." in name:
-            if layout.shards("expert") > 1 or layout.shards("expert_mlp") > 1:
-                mixtures.add(name.split(".experts.")[0])
-        elif layout.shards(w.axes[-w.contracted] or "embed") > 1:
-            sums += 1
-    return sums + len(mixtures)
+def _over(layout: Layout, mesh_axes: Sequence[str]) -> int:
+    return math.prod(layout.mesh.shape[name] for name in mesh_axes)

@@ -22,7 +22,8 @@ from jax.sharding import PartitionSpec
 from tpuinfer.ops.sampling import Sampled, SamplingRows, most_likely, sample, untold
 from tpuinfer.ops.steering import Steering, steer, steered
 from tpuinfer.programs.rows import everywhere, unpad_rows
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.layout import Layout, MeshAxis
+from tpuinfer.sharding.rules import as_names, as_place
 
 
 def choose(
@@ -51,15 +52,16 @@ def choose(
             ),
             layout,
         )
-    batch, pieces = layout.mesh_axis("batch"), layout.shards("vocab")
+    batch, pieces = layout.axes_of("batch"), layout.shards("vocab")
+    both = (*batch, *layout.axes_of("vocab"))
     rows, positions, by = _filled(rows, positions, by, layout.shards("batch"), pieces)
-    whole, part = PartitionSpec(), PartitionSpec(axis if batch is None else (batch, axis))
+    whole, part = PartitionSpec(), PartitionSpec(as_place(both))
     slots = None if by.slots is None else part
 
     def local(
         asked: jax.Array, logits: jax.Array, rows: SamplingRows, positions: jax.Array, by: Steering
     ) -> Sampled:
-        by = _own(by, _number(batch, axis))
+        by = _own(by, jax.lax.axis_index(both))
         return jax.lax.cond(
             asked,
             lambda: _by_row(logits, rows, positions, by, batch, axis),
@@ -116,12 +118,7 @@ def _own(by: Steering, device: jax.Array) -> Steering:
     return Steering(counts, by.stops, by.barred, tables)
 
 
-def _number(batch: str | None, axis: str) -> jax.Array:
-    """Of this device, as `_gather` puts them in order."""
-    return jax.lax.axis_index(axis if batch is None else (batch, axis))
-
-
-def _by_piece(logits: jax.Array, batch: str | None, axis: str) -> jax.Array:
+def _by_piece(logits: jax.Array, batch: tuple[str, ...], axis: MeshAxis) -> jax.Array:
     """The most likely tokens [R] int32 of all rows, from this device's piece of the logits."""
     own, width = logits.shape
     ids, highest = most_likely(logits)
@@ -139,8 +136,8 @@ def _by_row(
     rows: SamplingRows,
     positions: jax.Array,
     by: Steering,
-    batch: str | None,
-    axis: str,
+    batch: tuple[str, ...],
+    axis: MeshAxis,
 ) -> Sampled:
     """What all rows get; this device steers and samples its part, which all but `logits` is of."""
     own, each = logits.shape[0], positions.shape[0]
@@ -148,14 +145,13 @@ def _by_row(
     logits = jnp.pad(logits, ((0, fill), (0, 0)))
     logits = jax.lax.all_to_all(logits, axis, split_axis=0, concat_axis=1, tiled=True)
     sampled = sample(logits, rows, positions, steer(logits, rows, by))
-    shards = 1 if batch is None else jax.lax.axis_size(batch)
+    shards = jax.lax.axis_size(batch) if batch else 1
     result: Sampled = jax.tree.map(
         lambda x: unpad_rows(_gather(x, batch, axis), shards, own), sampled
     )
     return result
 
 
-def _gather(x: jax.Array, batch: str | None, axis: str) -> jax.Array:
+def _gather(x: jax.Array, batch: tuple[str, ...], axis: MeshAxis) -> jax.Array:
     """[n, ...] of each device, one after the other: those of a data shard next to each other."""
-    axes = (axis,) if batch is None else (batch, axis)
-    return jax.lax.all_gather(x, axes, axis=0, tiled=True)
+    return jax.lax.all_gather(x, (*batch, *as_names(axis)), axis=0, tiled=True)

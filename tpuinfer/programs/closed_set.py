@@ -17,7 +17,7 @@ from tpuinfer.programs.prefill import abstract_input, make_prefill
 from tpuinfer.programs.state import DecodeState, shaped
 from tpuinfer.programs.tables import MASKS_AT_A_TIME, put_bias, put_masks
 from tpuinfer.quant.schemes import Scheme
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.layout import Layout
 
 MASK, BIAS = "mask", "bias"
 """The programs that change the tables of masks and biases."""
@@ -92,7 +92,7 @@ def program_specs(
             precision=settings.float32_precision if dtype == "float32" else None,
         )
 
-    prefill = make_prefill(blueprint, layout, **common)
+    prefill = make_prefill(blueprint, layout.prefill, **common)
     shapes = prefill_shapes(settings, buckets, slots // shards)
     sizes = [(rows, width) for width in buckets for rows in shapes[width]]
     specs = _table_specs(tables, whole)

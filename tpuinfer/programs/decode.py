@@ -16,7 +16,7 @@ from tpuinfer.programs.choose import choose
 from tpuinfer.programs.output import Output, nothing, pack
 from tpuinfer.programs.rows import asking, count_tokens, everywhere, pad_rows, unpad_rows
 from tpuinfer.programs.state import DecodeState
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.layout import Layout
 
 Decode = Callable[..., tuple[DecodeState, Output]]
 

@@ -13,7 +13,7 @@ from tpuinfer.ops import encoder
 from tpuinfer.platform import PlatformSettings
 from tpuinfer.programs.compile import ProgramSpec
 from tpuinfer.programs.state import shaped
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.layout import Layout
 
 Encode = Callable[[Mapping[str, jax.Array], jax.Array, jax.Array], jax.Array]
 

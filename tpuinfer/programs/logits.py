@@ -5,7 +5,7 @@ program over rings of its own: the blocks, the rings and their rounding are thos
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,15 @@ from tpuinfer.models.blueprint import abstract_params, bind
 from tpuinfer.models.decoder import Decoder
 from tpuinfer.platform import PlatformSettings
 from tpuinfer.programs.compile import ProgramSpec
+from tpuinfer.programs.rows import everywhere, pad_rows, unpad_rows
 from tpuinfer.programs.state import shaped
 from tpuinfer.quant.schemes import Scheme
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.layout import Layout
 
 NAME = "log_probs"
+DECODE_NAME = "log_probs_decode"
+
+Mode = Literal["prefill", "decode"]
 
 
 def log_probs_spec(
@@ -32,6 +36,7 @@ def log_probs_spec(
     dtype: str,
     width: int,
     schemes: Mapping[str, Scheme],
+    mode: Mode = "prefill",
 ) -> ProgramSpec:
     """The program (params, rings, tokens, start, length) -> rings, log-probabilities.
 
@@ -39,10 +44,13 @@ def log_probs_spec(
     length [R] int32; log-probabilities [R, width, V] float32, those of padding of no meaning.
 
     Args:
-      rings: abstract, of each layer.
+      rings: abstract, of each layer; of one slot a data shard if the mode is "decode".
+      mode: in which form tokens go through the model; "decode" takes one at a time (width 1).
     """
+    assert mode == "prefill" or width == 1, "a decode takes one token of each row"
+    layout = layout.prefill if mode == "prefill" else layout
     shards, whole = layout.shards("batch"), NamedSharding(layout.mesh, PartitionSpec())
-    attend = RingAttention(layout, settings.block, "prefill", settings.attention)
+    attend = RingAttention(layout, settings.block, mode, settings.attention)
 
     def log_probs(
         params: Mapping[str, Any],
@@ -54,13 +62,18 @@ def log_probs_spec(
         model = bind(blueprint, params)
         slot = jnp.zeros(shards, jnp.int32)
         rows = Rows(slot, start, length, horizons(rings, slot, shards))
+        if mode == "decode":
+            rows, tokens = jax.tree.map(
+                lambda x: pad_rows(x, shards, settings.min_rows), everywhere((rows, tokens), layout)
+            )
         x, rings = model.hidden(tokens, rings, rows, attend, layout, jnp.dtype(dtype))
-        logits = model.logits(x.reshape(shards * width, -1), layout)
+        x = x.reshape(tokens.shape[0] * width, -1)
+        logits = unpad_rows(model.logits(x, layout), shards, width)
         return rings, jax.nn.log_softmax(logits).reshape(shards, width, -1)
 
     one = shaped((shards,), jnp.int32, whole)
     return ProgramSpec(
-        NAME,
+        NAME if mode == "prefill" else DECODE_NAME,
         log_probs,
         (
             abstract_params(blueprint, layout, dtype, schemes),

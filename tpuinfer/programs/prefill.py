@@ -22,7 +22,7 @@ from tpuinfer.programs.output import Prefilled, pack
 from tpuinfer.programs.rows import asking, count_tokens, pad_rows, unpad_rows
 from tpuinfer.programs.scores import score_prompt, unscored
 from tpuinfer.programs.state import DecodeState, row_arrays, shaped
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.layout import Layout
 
 
 @struct.dataclass

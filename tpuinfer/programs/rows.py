@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from tpuinfer.ops.sampling import SamplingRows
 from tpuinfer.ops.steering import GENERATED
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.layout import Layout
 
 T = TypeVar("T")
 

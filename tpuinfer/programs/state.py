@@ -12,7 +12,7 @@ from tpuinfer.cache.ring import Ring, Rings
 from tpuinfer.cache.spec import RING_AXES, SCALE_AXES, RingSpec
 from tpuinfer.ops.sampling import SamplingRows
 from tpuinfer.ops.steering import WORD, Biases, Tables
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.layout import Layout
 
 T = TypeVar("T")
 

@@ -12,7 +12,8 @@ from tpuinfer.cache.ring import Asked, Ring, RingAttention, Rows, Scores
 from tpuinfer.diagnosis.findings import Finding, fail, ok
 from tpuinfer.platform import Attention
 from tpuinfer.quant.rows import RINGS, as_stored, round_rows
-from tpuinfer.sharding.rules import Layout, ShardingRules, resolve
+from tpuinfer.sharding.layout import Layout, resolve
+from tpuinfer.sharding.rules import ShardingRules
 
 _SLOTS = 8
 _LIMIT = 0.03

@@ -14,8 +14,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from tpuinfer.errors import MeshError
 from tpuinfer.sharding.simulate import prepare_cpu_devices
 
-DATA = "data"
-MODEL = "model"
+DATA, EXPERT, SEQ, MODEL = "data", "expert", "seq", "model"
+MESH_AXES = (DATA, EXPERT, SEQ, MODEL)
+"""In the order in which a mesh has them: neighbours along the last are nearest to each other."""
 
 log = logging.getLogger(__name__)
 
@@ -35,31 +36,43 @@ class MeshShape:
 
 
 def parse_mesh(text: str | int) -> MeshShape:
-    """Read a mesh: "8" is model=8, "2x4" is data=2, model=4, "data=2,model=4" names the axes.
+    """Read a mesh: "8" is model=8, "2x4" is data=2, model=4, "data=2,expert=4,model=2" names axes.
+
+    `data` and `model` are always there, of size 1 where nobody names them.
 
     Raises:
       MeshError: none of these forms, an axis twice or unknown, or a size below 1.
     """
     text = str(text).strip().replace(" ", "")
+    if text == "auto":
+        raise MeshError(
+            "mesh is 'auto', which serve, generate, batch, bench and plan take; here, "
+            "tpuinfer.experiment.best_mesh(model) gives the planner's best; nearest: 1"
+        )
     if re.fullmatch(r"\d+", text):
         sizes = {DATA: 1, MODEL: int(text)}
     elif match := re.fullmatch(r"(\d+)x(\d+)", text):
         sizes = {DATA: int(match[1]), MODEL: int(match[2])}
     elif re.fullmatch(r"\w+=\d+(,\w+=\d+)*", text):
-        sizes = {DATA: 1, MODEL: 1}
-        seen = set()
+        named: dict[str, int] = {}
         for name, number in (part.split("=") for part in text.split(",")):
-            if name not in sizes or name in seen:
-                why = "is given twice" if name in seen else "is not a mesh axis"
-                raise MeshError(f"mesh {text!r}: {name!r} {why}; the axes are {DATA} and {MODEL}")
-            seen.add(name)
-            sizes[name] = int(number)
+            if name not in MESH_AXES or name in named:
+                why = "is given twice" if name in named else "is not a mesh axis"
+                raise MeshError(f"mesh {text!r}: {name!r} {why}; the axes are {axes_in_words()}")
+            named[name] = int(number)
+        named = {DATA: 1, MODEL: 1} | named
+        sizes = {name: named[name] for name in MESH_AXES if name in named}
     else:
         raise MeshError(f"mesh {text!r} cannot be read: write 8, 2x4 or data=2,model=4")
     for name, size in sizes.items():
         if size < 1:
             raise MeshError(f"mesh {text!r}: {name} is {size}; the nearest size that works is 1")
     return MeshShape(tuple(sizes.items()))
+
+
+def axes_in_words() -> str:
+    """The names of all mesh axes."""
+    return f"{', '.join(MESH_AXES[:-1])} and {MESH_AXES[-1]}"
 
 
 def build_mesh(shape: MeshShape) -> Mesh:
@@ -70,7 +83,7 @@ def build_mesh(shape: MeshShape) -> Mesh:
         process, broken driver).
     """
     prepare_cpu_devices(shape.size)
-    devices = _devices()
+    devices = open_devices()
     platform = devices[0].platform
     if shape.size > len(devices):
         hint = (
@@ -116,7 +129,12 @@ def abstract_mesh(shape: MeshShape) -> AbstractMesh:
     return AbstractMesh(sizes, names, axis_types=(AxisType.Auto,) * len(names))
 
 
-def _devices() -> list[jax.Device]:
+def open_devices() -> list[jax.Device]:
+    """All devices of this process.
+
+    Raises:
+      MeshError: none can be had: another process holds them, or the driver does not work.
+    """
     try:
         return jax.devices()
     except RuntimeError as error:

@@ -4,9 +4,10 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from tpuinfer.sharding.layout import Layout
 from tpuinfer.sharding.mesh import platform_of
-from tpuinfer.sharding.rules import Layout
 
 _LANES = 128
 
@@ -70,7 +71,7 @@ def place(layout: Layout, arrays: Mapping[str, Sized]) -> list[Placement]:
 
 def _bytes(layout: Layout, shape: tuple[int, ...], axes: tuple[str | None, ...], bits: int) -> int:
     """Of one device's part. TPUs keep rows of 128: longer ones are filled up to whole ones."""
-    cuts = [1 if axis is None else layout.shards(axis) for axis in axes]
+    cuts = [1 if axis is None else layout.stored_shards(axis) for axis in axes]
     own = [-(-size // cut) for size, cut in zip(shape, cuts, strict=True)]
     if own and own[-1] > _LANES and platform_of(layout.mesh) == "tpu":
         own[-1] = -(-own[-1] // _LANES) * _LANES
@@ -99,9 +100,14 @@ def render(lines: Iterable[tuple[str, ...]]) -> str:
 
 
 def _spec(layout: Layout, axes: tuple[str | None, ...]) -> str:
-    return "(" + ", ".join(str(part or "-") for part in layout.spec(axes)) + ")"
+    return "(" + ", ".join(_written(part) for part in layout.stored(axes)) + ")"
+
+
+def _written(part: Any) -> str:
+    return "+".join(part) if isinstance(part, tuple) else str(part or "-")
 
 
 def _why(layout: Layout, axes: tuple[str | None, ...]) -> str:
-    named = [axis for axis in axes if axis is not None and axis in layout.rules.axes]
-    return "; ".join(f"{axis}: {layout.decisions[axis].why}" for axis in named) or "no rule cuts it"
+    named = [axis for axis in axes if axis is not None and axis in layout.kept.rules.axes]
+    reasons = [f"{axis}: {layout.kept.decisions[axis].why}" for axis in named]
+    return "; ".join(reasons) or "no rule cuts it"

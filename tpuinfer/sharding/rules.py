@@ -1,34 +1,37 @@
-"""The one table between logical axes and mesh axes, and what it means for one model.
+"""The one table between logical axes and mesh axes; `sharding.layout` resolves it for a model.
 
-rules (data)                     sizes (of one model)         mesh
-heads -> model, else replicate   heads 9, kv_heads 3     on   data=2, model=4
-mlp   -> model, else replicate   mlp 1536
-                                    |
-                                    v
-layout:  heads    (replicated)   "9 does not divide by model=4: replicated"
-         kv_heads (replicated)   "3 does not divide by model=4: replicated"
-         mlp      model          "1536 over model=4"
+    logical axis      what has it                                    may lie on
+    batch             rows of a call, slots of rings                 any
+    residual          activations between blocks, along embed        what batch does not use
+    embed             weights, along embed                           what the other axis leaves
+    expert_embed      the same of experts
+    heads, kv_heads   queries, and keys and values                   the same, see below
+    length            columns of rings                               what batch and kv_heads leave
+    mlp, vocab        MLPs; the embedding and the head
+    expert            experts by number
+    expert_mlp        each of them within                            what expert does not cut
+
+A logical axis lies on a mesh axis, on several (it is cut over their product), or on none, and is
+then whole on every device. Heads lie where their KV heads do; where rings are cut along their
+length, heads may lie on those mesh axes too.
 """
 
 import difflib
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-import jax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-
-from tpuinfer.config import read_toml
 from tpuinfer.errors import MeshError
-from tpuinfer.sharding.mesh import DATA, MODEL
+from tpuinfer.sharding.mesh import DATA, MESH_AXES, MODEL, axes_in_words
 
-Fallback = Literal["replicate", "error"]
+Fallback = Literal["replicate", "error", "repeat"]
+Place = str | Sequence[str] | None
 
 LOGICAL_AXES = (
     "batch",
+    "residual",
     "embed",
+    "expert_embed",
     "heads",
     "kv_heads",
     "head_dim",
@@ -39,34 +42,49 @@ LOGICAL_AXES = (
     "length",
 )
 
-_TOGETHER = (("heads", "kv_heads"),)
-"""Axes that are cut alike or not at all: a query head must meet its KV head on one device."""
+GATHERABLE = ("embed", "expert_embed", "mlp", "vocab", "expert", "expert_mlp")
+"""Axes of weights alone, which can be gathered before they are used."""
 
-_ONLY_ON = (
-    ("batch", DATA),
-    ("embed", None),
-    ("head_dim", None),
-    ("expert", MODEL),
-    ("expert_mlp", MODEL),
+PINNED = ("batch", "heads", "kv_heads", "length")
+"""Axes of rings, and of what meets them: prefill and decode share the rings."""
+
+_ARRAYS = (
+    ("weights of attention", "heads", "embed"),
+    ("weights of attention", "kv_heads", "embed"),
+    ("weights of an MLP", "mlp", "embed"),
+    ("the embedding and the head", "vocab", "embed"),
+    ("weights of experts", "expert", "expert_embed"),
+    ("weights of experts", "expert_mlp", "expert_embed"),
+    ("rings", "batch", "kv_heads"),
+    ("rings", "batch", "length"),
+    ("rings", "kv_heads", "length"),
+    ("queries", "batch", "heads"),
+    ("activations", "batch", "residual"),
+    ("logits", "batch", "vocab"),
 )
-"""Axes that can lie on one mesh axis only. (Rows do not travel to experts of other data shards.)"""
-
-_YIELDS_TO = {"expert_mlp": "expert"}
-"""Two axes of the same weights: the first is left whole on a mesh axis that cuts the second."""
+"""Which arrays have two logical axes: a mesh axis can cut one of them only."""
 
 
 @dataclass(frozen=True)
 class ShardingRules:
-    """Logical axis -> mesh axis (None = on every device), and what to do when it does not divide.
+    """Logical axis -> mesh axes, and what to do when they do not divide.
 
     Attributes:
-      axes: one entry per logical axis; axes that are not named are replicated.
-      fallback: "replicate" or "error" per logical axis, for sizes the mesh axis does not divide.
+      axes: a mesh axis, several in a tuple (the first is major), or None = on every device. Axes
+        that are not named are replicated.
+      fallback: "replicate" or "error" per logical axis, for sizes that the mesh does not divide; of
+        kv_heads also "repeat": each KV head is kept several times, so that they fill the axis (and
+        where query heads do not divide either, they are replicated).
       reduce: "scatter" (reduce-scatter along embed, then all-gather) or "exact" (all-gather, then
         a sum in fixed order: equal bits across process layouts, more bytes).
+      gather: weights' axes that are cut where weights are kept, and gathered, layer by layer, where
+        they are used.
+      prefill: another table for the programs that prefill; None = the same. Weights and rings lie
+        as this table says, so it may not move the axes of rings; weights that it wants elsewhere
+        travel in each call.
     """
 
-    axes: Mapping[str, str | None] = field(
+    axes: Mapping[str, Place] = field(
         default_factory=lambda: {
             "batch": DATA,
             "heads": MODEL,
@@ -77,151 +95,134 @@ class ShardingRules:
             "expert_mlp": MODEL,
         }
     )
-    fallback: Mapping[str, Fallback] = field(default_factory=lambda: {"batch": "error"})
+    fallback: Mapping[str, Fallback] = field(
+        default_factory=lambda: {"batch": "error", "kv_heads": "repeat"}
+    )
     reduce: Literal["scatter", "exact"] = "scatter"
+    gather: Sequence[str] = ()
+    prefill: "ShardingRules | None" = None
 
     def __post_init__(self) -> None:
-        for name in (*self.axes, *self.fallback):
+        for name in (*self.axes, *self.fallback, *self.gather):
             if name not in LOGICAL_AXES:
-                near = difflib.get_close_matches(name, LOGICAL_AXES, n=1, cutoff=0.0)[0]
+                near = _nearest(name, LOGICAL_AXES)
                 raise MeshError(f"rules name {name!r}, which is no logical axis; nearest: {near!r}")
-        for name, mesh_axis in self.axes.items():
-            if mesh_axis not in (None, DATA, MODEL):
-                raise MeshError(
-                    f"rules put {name!r} on {mesh_axis!r}; the mesh axes are {DATA} and {MODEL}"
-                )
-        for name, allowed in _ONLY_ON:
-            if self.axes.get(name) not in (None, allowed):
-                raise MeshError(
-                    f"rules put {name!r} on {self.axes[name]!r}; it can lie on "
-                    f"{allowed or 'no axis'} only"
-                )
-        for group in _TOGETHER:
-            places = {name: self.axes[name] for name in group if self.axes.get(name) is not None}
-            if len(set(places.values())) > 1:
-                said = " and ".join(f"{name!r} on {axis!r}" for name, axis in places.items())
-                raise MeshError(f"rules put {said}; they can lie on the same axis only")
+        places = {name: _tidy(name, place) for name, place in self.axes.items()}
+        object.__setattr__(self, "axes", places)
+        object.__setattr__(self, "gather", tuple(self.gather))
+        if self.axes.get("head_dim") is not None:
+            raise MeshError(
+                f"rules put 'head_dim' on {self.axes['head_dim']!r}; it can lie on no axis only; "
+                "nearest: heads"
+            )
+        self._check_arrays()
+        self._check_heads()
+        self._check_choices()
+        if self.prefill is not None:
+            self._check_prefill(self.prefill)
+
+    def places(self, axis: str) -> tuple[str, ...]:
+        """The mesh axes that a logical axis is to lie on; none = on every device."""
+        return as_names(self.axes.get(axis))
+
+    def _check_arrays(self) -> None:
+        for what, one, other in _ARRAYS:
+            for mesh_axis in self.places(one):
+                if mesh_axis in self.places(other):
+                    free = [name for name in MESH_AXES if name not in self.places(one)]
+                    near = f"{other} on {free[0]!r}" if free else f"{other} on no axis"
+                    raise MeshError(
+                        f"rules put {one!r} and {other!r} on {mesh_axis!r}, and {what} have both: "
+                        f"a mesh axis cuts an array once; nearest: {near}"
+                    )
+
+    def _check_heads(self) -> None:
+        heads, kv_heads, length = map(self.places, ("heads", "kv_heads", "length"))
+        if heads in (kv_heads, (*kv_heads, *length)) or not heads or not (kv_heads or length):
+            return
+        near = (*kv_heads, *length) if length else kv_heads
+        raise MeshError(
+            f"rules put 'heads' on {said(heads)} and 'kv_heads' on {said(kv_heads)}"
+            f"{f' and length on {said(length)}' if length else ''}; heads can lie where their KV "
+            f"heads do, followed by what cuts the length of rings; nearest: heads on {said(near)}"
+        )
+
+    def _check_choices(self) -> None:
         for name, what in self.fallback.items():
-            if what not in ("replicate", "error"):
-                raise MeshError(f"fallback of {name!r} is {what!r}: replicate or error")
+            able = ("replicate", "error", *(("repeat",) if name == "kv_heads" else ()))
+            if what not in able:
+                raise MeshError(f"fallback of {name!r} is {what!r}: {' or '.join(able)}")
+        for name in self.gather:
+            if name not in GATHERABLE:
+                raise MeshError(
+                    f"gather names {name!r}; axes of weights alone can be gathered: "
+                    f"{', '.join(GATHERABLE)}; nearest: {_nearest(name, GATHERABLE)!r}"
+                )
+        if self.places("expert_embed") and "expert_embed" not in self.gather:
+            where = said(self.places("expert_embed"))
+            raise MeshError(
+                f"rules put 'expert_embed' on {where} and do not gather it: experts' weights can "
+                "be cut along embed only where they lie; nearest: gather = ['expert_embed']"
+            )
         if self.reduce not in ("scatter", "exact"):
             raise MeshError(f"reduce is {self.reduce!r}: scatter or exact")
 
+    def _check_prefill(self, prefill: "ShardingRules") -> None:
+        if prefill.prefill is not None:
+            raise MeshError("rules for prefill have rules for prefill of their own: leave them out")
+        for axis in PINNED:
+            if prefill.places(axis) != self.places(axis):
+                raise MeshError(
+                    f"rules put {axis!r} on {said(prefill.places(axis))} for prefill and on "
+                    f"{said(self.places(axis))} for decode, which share the rings; nearest: "
+                    f"{axis} on {said(self.places(axis))}"
+                )
 
-def load_rules(path: str | Path) -> ShardingRules:
-    """Rules from TOML: tables [axes] and [fallback], and a key `reduce`; absent ones keep defaults.
 
-    An empty string replicates an axis: `heads = ""`.
+def as_names(place: Place) -> tuple[str, ...]:
+    """A place as the mesh axes it is made of.
+
+    >>> as_names(None), as_names("model"), as_names(("data", "model"))
+    ((), ('model',), ('data', 'model'))
+    """
+    if place is None:
+        return ()
+    return (place,) if isinstance(place, str) else tuple(place)
+
+
+def as_place(names: Iterable[str]) -> str | tuple[str, ...] | None:
+    """Mesh axes as PartitionSpec and collectives take them: none, one, or several."""
+    names = tuple(names)
+    return None if not names else names[0] if len(names) == 1 else names
+
+
+def said(names: Sequence[str]) -> str:
+    """Mesh axes in an error message."""
+    return repr(as_place(names)) if names else "no axis"
+
+
+def _tidy(name: str, place: Place) -> str | tuple[str, ...] | None:
+    """A place with its names checked.
 
     Raises:
-      MeshError: an unknown table, axis or value. ConfigError: the file cannot be read.
+      MeshError: one of them is no mesh axis, or stands there twice.
     """
-    data = read_toml(path)
-    if unknown := sorted(set(data) - {"axes", "fallback", "reduce"}):
-        raise MeshError(f"{path}: {unknown[0]!r} is not known; write [axes], [fallback], reduce")
-    default = ShardingRules()
-    for table in ("axes", "fallback"):
-        if not isinstance(data.get(table, {}), dict):
-            raise MeshError(f"{path}: {table} is {data[table]!r}: write a table, [{table}]")
-    axes = {name: None if axis == "" else axis for name, axis in data.get("axes", {}).items()}
-    return ShardingRules(
-        axes={**default.axes, **axes},
-        fallback={**default.fallback, **data.get("fallback", {})},
-        reduce=data.get("reduce", default.reduce),
-    )
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Where one logical axis lies: `mesh_axis` (None = on every device) and why."""
-
-    mesh_axis: str | None
-    shards: int
-    why: str
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The rules resolved for one model on one mesh: specs for anything named in logical axes."""
-
-    mesh: Mesh | AbstractMesh
-    rules: ShardingRules
-    decisions: Mapping[str, Decision]
-
-    def mesh_axis(self, axis: str) -> str | None:
-        return self.decisions[axis].mesh_axis
-
-    def shards(self, axis: str) -> int:
-        """Into how many pieces a logical axis is cut (1 = replicated)."""
-        return self.decisions[axis].shards
-
-    def spec(self, axes: tuple[str | None, ...]) -> PartitionSpec:
-        """The PartitionSpec of an array whose dimensions bear these logical axes.
-
-        Raises:
-          MeshError: two of its dimensions would lie on the same mesh axis.
-        """
-        placed = [None if axis is None else self.mesh_axis(axis) for axis in axes]
-        used = [mesh_axis for mesh_axis in placed if mesh_axis is not None]
-        if len(used) != len(set(used)):
+    if not isinstance(place, str | list | tuple | None):
+        raise MeshError(f"rules put {name!r} on {place!r}: write a mesh axis or a list of them")
+    names = as_names(place)
+    for one in names:
+        if one not in MESH_AXES:
+            near = _nearest(str(one), MESH_AXES)
             raise MeshError(
-                f"an array with axes {axes} would lie twice on mesh axis "
-                f"{max(used, key=used.count)!r}: put one of its axes elsewhere"
+                f"rules put {name!r} on {one!r}; the mesh axes are {axes_in_words()}; "
+                f"nearest: {near!r}"
             )
-        return PartitionSpec(*placed)
-
-    def sharding(self, axes: tuple[str | None, ...] = ()) -> NamedSharding:
-        return NamedSharding(self.mesh, self.spec(axes))
-
-    def constrain(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        """Pin an activation to its place inside a program."""
-        return jax.lax.with_sharding_constraint(x, self.sharding(axes))
+        if names.count(one) > 1:
+            raise MeshError(
+                f"rules put {name!r} on {one!r} twice; nearest: {said(tuple(dict.fromkeys(names)))}"
+            )
+    return as_place(names)
 
 
-def resolve(rules: ShardingRules, mesh: Mesh | AbstractMesh, sizes: Mapping[str, int]) -> Layout:
-    """Decide for each logical axis of a model where it lies on this mesh.
-
-    Args:
-      sizes: size of each logical axis that may be cut (batch is the number of slots).
-
-    Raises:
-      MeshError: an axis does not divide and its fallback is "error"; names the nearest that does.
-    """
-    decisions: dict[str, Decision] = {}
-    for axis in LOGICAL_AXES:
-        other = _YIELDS_TO.get(axis)
-        cut = decisions[other].mesh_axis if other else None
-        if cut and cut == rules.axes.get(axis):
-            decisions[axis] = Decision(None, 1, f"whole: {cut} cuts {other}")
-        else:
-            decisions[axis] = _decide(axis, rules, mesh, sizes.get(axis))
-    for group in _TOGETHER:
-        alone = [axis for axis in group if decisions[axis].shards == 1]
-        for axis in group:
-            if alone and decisions[axis].shards > 1:
-                why = f"{sizes[axis]} would divide, but {alone[0]} is replicated: kept together"
-                decisions[axis] = Decision(None, 1, why)
-    return Layout(mesh, rules, decisions)
-
-
-def _decide(
-    axis: str, rules: ShardingRules, mesh: Mesh | AbstractMesh, size: int | None
-) -> Decision:
-    mesh_axis = rules.axes.get(axis)
-    if mesh_axis is None:
-        return Decision(None, 1, "replicated by the rules")
-    shards = mesh.shape[mesh_axis]
-    if shards == 1:
-        return Decision(None, 1, f"{mesh_axis}=1")
-    if size is None:
-        return Decision(None, 1, "not an axis of this model")
-    if size % shards == 0:
-        return Decision(mesh_axis, shards, f"{size} over {mesh_axis}={shards}")
-    if rules.fallback.get(axis, "replicate") == "replicate":
-        return Decision(None, 1, f"{size} does not divide by {mesh_axis}={shards}: replicated")
-    what = "slots" if axis == "batch" else axis
-    near = max(shards, round(size / shards) * shards)
-    raise MeshError(
-        f"{what} is {size}, which {mesh_axis}={shards} does not divide; nearest that works: "
-        f"{what} {near}, or {mesh_axis}={math.gcd(size, shards)}"
-    )
+def _nearest(name: str, known: Sequence[str]) -> str:
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine.device import DeviceRunner
-from tpuinfer.engine.plan import Plan, abstract_device, plan_of
+from tpuinfer.engine.plan import Plan, abstract_device, plan_of, repeated
 from tpuinfer.model_config import ModelConfig
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, weights
@@ -30,7 +30,8 @@ from tpuinfer.programs.compile import Program, ProgramSpec, compile_programs
 from tpuinfer.programs.state import DecodeState, zeros
 from tpuinfer.quant import fit
 from tpuinfer.quant.qarray import QArray
-from tpuinfer.sharding.rules import Layout
+from tpuinfer.sharding.layout import Layout
+from tpuinfer.sharding.presets import load_rules
 
 TINY = ModelConfig(
     family="llama",
@@ -162,6 +163,7 @@ def tiny(
     quant: str = "none",
     ring: str = "auto",
     attention: str = "auto",
+    rules: str = "1d",
 ) -> Tiny:
     """A tiny model laid out on a mesh, with the CPU's settings but small chunks and blocks.
 
@@ -170,7 +172,7 @@ def tiny(
       steps: the most decode steps in one dispatch. buckets: two at most; fewer compile sooner.
       rows, narrow: prompts per prefill, and rows of narrow decodes, per data shard.
       sinks: roll with that many sinks; None = stop at the end of the context.
-      quant, ring, attention: as `--weights`, `--ring` and `--attention` take them.
+      quant, ring, attention, rules: as `--weights`, `--ring`, `--attention`, `--rules` take them.
       block: ring columns read at a time. On a CPU sums over fewer than 16 depend on `rows`.
     """
     return _build(
@@ -187,6 +189,7 @@ def tiny(
         quant,
         ring,
         attention,
+        rules,
     )
 
 
@@ -205,6 +208,7 @@ def _build(
     quant: str,
     ring: str,
     attention: str,
+    rules: str,
 ) -> Tiny:
     others: dict[str, Any] = {"ring": ring, "attention": attention}
     if sinks is not None:
@@ -222,6 +226,7 @@ def _build(
     plan = plan_of(
         config,
         mesh=mesh,
+        rules=load_rules(rules),
         dtype=dtype,
         weights=quant,
         engine=EngineConfig.parse(slots, **others),
@@ -229,7 +234,8 @@ def _build(
     )
     assert plan.buckets == buckets, f"buckets {plan.buckets}, not {buckets}"
     host = random_weights(config)
-    blueprint = registry.build(config)
+    repeats = repeated(plan)
+    blueprint = registry.build(plan.config)
     shapes = abstract_params(blueprint, plan.layout, dtype, plan.schemes)
     state, tables = abstract_device(plan)
     return Tiny(
@@ -238,7 +244,10 @@ def _build(
         state=state,
         tables=tables,
         weights=host,
-        params={name: _put(host[name], one) for name, one in shapes.items()},
+        params={
+            name: _put(np.repeat(host[name], repeats.get(name, 1), axis=0), one)
+            for name, one in shapes.items()
+        },
     )
 
 

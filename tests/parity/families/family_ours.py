@@ -25,7 +25,7 @@ from tpuinfer.cache.ring import RingAttention, Rows
 from tpuinfer.checkpoint import load
 from tpuinfer.checkpoint.convert import convert
 from tpuinfer.config import EngineConfig
-from tpuinfer.engine.plan import Plan, abstract_device, abstract_weights, plan_of
+from tpuinfer.engine.plan import Plan, abstract_device, abstract_weights, plan_of, repeated
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import bind
 from tpuinfer.platform import platform_settings
@@ -108,7 +108,7 @@ class Model:
             settings=settings,
         )
         self.blueprint = registry.build(self.plan.config)
-        self.params = load.load_params(checkpoint, abstract_weights(self.plan))
+        self.params = load.load_params(checkpoint, abstract_weights(self.plan), repeated(self.plan))
         self.tokens = tokens(config.vocab)
         options = dict(settings.compiler_options) | _QUICK
         self._run = jax.jit(self._logits, static_argnums=0, compiler_options=options)

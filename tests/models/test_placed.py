@@ -1,0 +1,120 @@
+"""What travels for one map, wherever its rows and its weight lie; and rows are treated alike."""
+
+import re
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+from tpuinfer.models import placed
+from tpuinfer.ops import linear
+from tpuinfer.sharding.layout import resolve
+from tpuinfer.sharding.mesh import build_mesh, parse_mesh
+from tpuinfer.sharding.rules import ShardingRules
+
+SIZES = {"batch": 8, "embed": 32, "residual": 32, "mlp": 64, "heads": 8, "kv_heads": 8}
+ROWS = ("batch", None, "residual")
+KINDS = r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+
+MAPS = {
+    "gate": ("BTD,FD->BTF", (64, 32), ("mlp", "embed"), ("batch", None, "mlp")),
+    "down": ("BTF,DF->BTD", (32, 64), ("embed", "mlp"), ROWS),
+    "query": ("BTD,NHD->BTNH", (8, 4, 32), ("heads", "head_dim", "embed"), None),
+}
+ONE_SUM, PART = {"reduce-scatter": 1, "all-gather": 1}, {"reduce-scatter": 1}
+COME_AND_GO = {"reduce-scatter": 1, "all-to-all": 2}
+D2 = {"embed": "data", "mlp": "model", "heads": "model", "kv_heads": "model", "batch": "data"}
+
+CASES = {
+    "whole": ("gate", "2x4", {"batch": "data"}, (), {}),
+    "cut along what is made": ("gate", "2x4", {"batch": "data", "mlp": "model"}, (), {}),
+    "summed": ("down", "2x4", {"batch": "data", "mlp": "model"}, (), ONE_SUM),
+    "summed, and left in pieces": (
+        "down",
+        "2x4",
+        {"batch": "data", "mlp": "model", "residual": "model"},
+        (),
+        PART,
+    ),
+    "gathered": ("gate", "2x4", D2, ("embed",), {"all-gather": 1}),
+    "rows come together, and go home": ("gate", "2x4", D2, (), COME_AND_GO),
+    "the same with heads": ("query", "2x4", D2, (), COME_AND_GO),
+    # The rows are gathered; the sum over model is too, and sends rows home over data.
+    "rows go home from what is made": (
+        "down",
+        "2x4",
+        D2,
+        (),
+        {"all-gather": 2, "reduce-scatter": 1, "all-to-all": 1},
+    ),
+    "rows stay together": (
+        "gate",
+        "2x4",
+        {"batch": "data", "mlp": ("data", "model")},
+        (),
+        {"all-gather": 1},
+    ),
+    "and go home from a sum over both": (
+        "down",
+        "2x4",
+        {"batch": "data", "mlp": ("data", "model")},
+        (),
+        {"reduce-scatter": 1, "all-to-all": 1, "all-gather": 1},
+    ),
+    "rows on two axes, of which one is summed over": (
+        "down",
+        "data=2,expert=2,model=2",
+        {"batch": ("data", "expert"), "mlp": ("expert", "model"), "residual": "model"},
+        (),
+        {"reduce-scatter": 1, "all-to-all": 1},
+    ),
+}
+
+
+def made(case, rows=None):
+    """The result, the reference, and the kinds of collectives of the program."""
+    name, mesh, axes, gather, _ = CASES[case]
+    equation, shape, weight_axes, into = MAPS[name]
+    into = into or ("batch", None, "heads", "head_dim")
+    layout = resolve(ShardingRules(axes=axes, gather=gather), build_mesh(parse_mesh(mesh)), SIZES)
+    random = np.random.default_rng(2)
+    contracted, _ = linear.split_equation(equation)
+    inner = {"down": ("mlp",), "gate": ("residual",), "query": ("residual",)}[name]
+    x = random.standard_normal((8, 3, *shape[-contracted:])).astype(np.float32)
+    weight = random.standard_normal(shape).astype(np.float32)
+    if rows is not None:
+        x = x[rows]
+
+    def run(x, weight):
+        local = lambda x, w: linear.einsum(equation, x, w)  # noqa: E731
+        return placed.apply(local, x, weight, weight_axes, contracted, layout, into)
+
+    where = jax.sharding.NamedSharding(layout.mesh, layout.stored(weight_axes))
+    given = (
+        jax.device_put(x, layout.sharding(("batch", None, *inner))),
+        jax.device_put(weight, where),
+    )
+    program = jax.jit(run).lower(*given).compile()
+    kinds = Counter(re.findall(KINDS, program.as_text()))
+    found = program(*given)
+    assert found.sharding.is_equivalent_to(layout.sharding(into), found.ndim)
+    flat = x.reshape(24, -1) @ weight.reshape(-1, x.shape[-1]).T
+    return np.asarray(found), flat.reshape(8, 3, *shape[:-contracted]), kinds
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_map_is_its_formula_and_moves_no_more_than_it_must(case):
+    found, expected, kinds = made(case)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert kinds == CASES[case][-1]
+
+
+@pytest.mark.parametrize(
+    "case", ["rows come together, and go home", "and go home from a sum over both"]
+)
+def test_a_rows_bits_do_not_depend_on_where_it_sits(case):
+    order = np.array([5, 0, 7, 2, 1, 6, 3, 4])
+    found, _, _ = made(case)
+    moved, _, _ = made(case, rows=order)
+    assert moved.tobytes() == found[order].tobytes()
