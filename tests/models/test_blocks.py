@@ -184,4 +184,4 @@ def test_sinks_are_seen_from_the_horizon_at_most():
 def test_letters_to_axes():
     assert blocks.activation_axes("BTNH") == ("batch", None, "heads", None)
     assert blocks.activation_axes("BTKH") == ("batch", None, "kv_heads", None)
-    assert blocks.activation_axes("BTD") == ("batch", None, "embed")
+    assert blocks.activation_axes("BTD") == ("batch", None, "residual")

@@ -21,11 +21,11 @@ def test_llama_by_hand():
     embed, heads = "embed", ("heads", "head_dim", "embed")
     kv = ("kv_heads", "head_dim", "embed")
     layer = {
-        "input_layernorm.weight": Weight((36,), (embed,)),
+        "input_layernorm.weight": Weight((36,), ("residual",)),
         "mlp.down_proj.weight": Weight((36, 60), (embed, "mlp"), 1),
         "mlp.gate_proj.weight": Weight((60, 36), ("mlp", embed), 1),
         "mlp.up_proj.weight": Weight((60, 36), ("mlp", embed), 1),
-        "post_attention_layernorm.weight": Weight((36,), (embed,)),
+        "post_attention_layernorm.weight": Weight((36,), ("residual",)),
         "self_attn.k_proj.weight": Weight((1, 8, 36), kv, 1),
         "self_attn.o_proj.weight": Weight((36, 3, 8), (embed, "heads", "head_dim"), 2),
         "self_attn.q_proj.weight": Weight((3, 8, 36), heads, 1),
@@ -35,7 +35,7 @@ def test_llama_by_hand():
         "embed_tokens.weight": Weight((97, 36), ("vocab", embed), 1),
         **{f"layers.0.{name}": weight for name, weight in layer.items()},
         "lm_head.weight": Weight((97, 36), ("vocab", embed), 1),
-        "norm.weight": Weight((36,), (embed,)),
+        "norm.weight": Weight((36,), ("residual",)),
     }
 
 

@@ -150,12 +150,12 @@ def test_parameters_have_the_names_and_axes_of_the_blueprint():
     }
     D = ODD.embed
     assert found == {
-        "experts.down_proj.bias": ((6, D), ("expert", "embed")),
-        "experts.down_proj.weight": ((6, D, 16), ("expert", "embed", "expert_mlp")),
+        "experts.down_proj.bias": ((6, D), ("expert", "expert_embed")),
+        "experts.down_proj.weight": ((6, D, 16), ("expert", "expert_embed", "expert_mlp")),
         "experts.gate_proj.bias": ((6, 16), ("expert", "expert_mlp")),
-        "experts.gate_proj.weight": ((6, 16, D), ("expert", "expert_mlp", "embed")),
+        "experts.gate_proj.weight": ((6, 16, D), ("expert", "expert_mlp", "expert_embed")),
         "experts.up_proj.bias": ((6, 16), ("expert", "expert_mlp")),
-        "experts.up_proj.weight": ((6, 16, D), ("expert", "expert_mlp", "embed")),
+        "experts.up_proj.weight": ((6, 16, D), ("expert", "expert_mlp", "expert_embed")),
         "router.bias": ((6,), (None,)),
-        "router.weight": ((6, D), (None, "embed")),
+        "router.weight": ((6, D), (None, None)),
     }

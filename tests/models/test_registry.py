@@ -125,4 +125,6 @@ def test_build_and_axis_sizes():
         "head_dim": 8,
         "mlp": 60,
         "vocab": 97,
+        "residual": 36,
+        "length": 0,
     }

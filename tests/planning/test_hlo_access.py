@@ -172,5 +172,7 @@ def test_a_collective_is_found_by_kind_also_inside_a_fusion():
         ROOT %f = {RING} fusion(%a), kind=kCustom, calls=%body""",
         body=f"%r = {RING} parameter(0)\nROOT %s = {RING} reduce-scatter(%r), to_apply=%main",
     )
-    kinds = [access.collective(program, one) for one in program.entry.instructions]
-    assert kinds == ["", "all-gather", "", "reduce-scatter"]
+    entry = program.entry
+    found = [access.exchange(program, entry, one) for one in entry.instructions]
+    names = [inner and (inner[0].name, inner[1].name) for inner in found]
+    assert names == [None, ("main", "g"), None, ("body", "s")]

@@ -206,6 +206,51 @@ def test_collectives_by_kind_with_the_bytes_of_their_larger_side():
     assert found.nbytes == 0
 
 
+def test_a_collective_that_is_spread_over_fusions_counts_once():
+    """Begun in one, going on beside another's work, awaited in a third."""
+    part, whole = "f32[32,128]{1,0:T(8,128)}", "f32[64,128]{1,0:T(8,128)S(1)}"
+    state = f"({part}, {whole}, u32[]{{:S(2)}})"
+    gather = f"%g = {whole} all-gather(%a), dimensions={{0}}"
+    given = f"""%a = {part} parameter(0)
+        %b = {whole} parameter(1)
+        %c = u32[]{{:S(2)}} parameter(2)"""
+    first, last = (
+        f"output_to_operand_aliasing={{{one}}}" for one in ("{0}: (0, {})", "{}: (1, {})")
+    )
+    carried = "output_to_operand_aliasing={{0}: (0, {}), {1}: (1, {}), {2}: (2, {})}"
+    program = module(
+        f"""{named(0, "w", part)}
+        {named(1, "x")}
+        %begin = {state} fusion(%p0), kind=kCustom, {first}, calls=%begins
+        %w0 = {part} get-tuple-element(%begin), index=0
+        %g0 = {whole} get-tuple-element(%begin), index=1
+        %s0 = u32[]{{:S(2)}} get-tuple-element(%begin), index=2
+        %go = ({state[1:-1]}, {X}) fusion(%w0, %g0, %s0, %p1), kind=kOutput, {carried}, calls=%works
+        %w1 = {part} get-tuple-element(%go), index=0
+        %g1 = {whole} get-tuple-element(%go), index=1
+        %s1 = u32[]{{:S(2)}} get-tuple-element(%go), index=2
+        ROOT %done = {whole} fusion(%w1, %g1, %s1), kind=kCustom, {last}, calls=%ends""",
+        begins=f"""%a = {part} parameter(0)
+        {gather}
+        ROOT %r = {state} custom-call(%g), custom_call_target="Start" """,
+        works=f"""{given}
+        {gather}
+        %d = {X} parameter(3)
+        %n = {X} negate(%d)
+        ROOT %r = ({state[1:-1]}, {X}) tuple(%a, %b, %c, %n)""",
+        ends=f"""{given}
+        {gather}
+        ROOT %r = {whole} custom-call(%g), custom_call_target="Done" """,
+    )
+    found = traffic.measure(program)
+    assert found.collectives() == {"all-gather": Collective(1, 64 * ROW)}
+    begun, beside, done = found.moves
+    assert begun.nbytes == 32 * ROW  # what is sent is read once
+    sizes = traffic.sizes(program)
+    assert beside.nbytes == 2 * sizes["x"]  # the other's work
+    assert done.nbytes == 0
+
+
 def test_cycles_are_added_up_and_can_be_asked_for_by_parameter():
     program = module(
         f"""{named(0, "w")}

@@ -8,6 +8,7 @@
 What lies in another memory costs nothing. Bytes are those in memory, whole tiles.
 """
 
+import dataclasses
 from typing import Literal
 
 from tpuinfer.planning.hlo import Array, Computation, Instruction, Module, Shape
@@ -16,6 +17,9 @@ _REWRITES = frozenset(["bitcast", "copy", "convert", "reshape", "transpose"])
 _TAKES = frozenset(["slice", "dynamic-slice", "gather"])
 _IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
 """What changes its first operand, and which operand holds what is new."""
+
+_SEMAPHORES = 2
+"""The memory of a TPU that they are in."""
 
 _Form = Literal["same", "rewritten"]
 
@@ -59,7 +63,12 @@ def written(module: Module, body: Computation, one: Instruction) -> int:
     if one.call is not None:
         new = [array for at, array in enumerate(one.made) if at not in one.call.aliases]
         return sum(array.stored for array in new if not array.space)
-    return _new(module, body, one, one.made)
+    places = one.made
+    if one.aliased and exchange(module, body, one):
+        # What a collective in parts carries along is where it was.
+        carried = [dataclasses.replace(array, space=1) for array in places]
+        places = tuple(carried[at] if at in one.aliased else a for at, a in enumerate(places))
+    return _new(module, body, one, places)
 
 
 def rewritten(module: Module, body: Computation, one: Instruction) -> tuple[int, ...]:
@@ -82,13 +91,25 @@ def rewritten(module: Module, body: Computation, one: Instruction) -> tuple[int,
     )
 
 
-def collective(module: Module, one: Instruction) -> str:
-    """The kind of collective that an instruction is, or has inside; "" = none."""
+def exchange(
+    module: Module, body: Computation, one: Instruction
+) -> tuple[Computation, Instruction] | None:
+    """The collective that an instruction is, or has inside, and where it stands.
+
+    The compiler spreads a collective over fusions, so that it goes on while they compute: the first
+    begins it, the last waits for it, and each has it inside.
+    """
     if one.opcode == "fusion":
         inner = module.computations[one.called["calls"]]
-        return next((kind for part in inner.instructions if (kind := collective(module, part))), "")
-    name = one.opcode.removesuffix("-start")
-    return name if name in _COLLECTIVES else ""
+        parts = (exchange(module, inner, part) for part in inner.instructions)
+        return next((part for part in parts if part), None)
+    return (body, one) if one.opcode.removesuffix("-start") in _COLLECTIVES else None
+
+
+def goes_on(body: Computation, one: Instruction) -> bool:
+    """Whether the collective inside a fusion has begun before: then it takes its semaphores."""
+    arrays = (array for name in one.operands for array in body.by_name[name].shape)
+    return any(array.dtype == "u32" and array.space == _SEMAPHORES for array in arrays)
 
 
 def _part(module: Module, one: Instruction, at: int) -> int | None:

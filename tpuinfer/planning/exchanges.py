@@ -28,6 +28,14 @@ Per = Literal["token", "row", "call"]
 """What the bytes of an exchange are for: each token, each row of the head, or a whole call."""
 
 
+Piece = tuple[tuple[int, ...], Axes, int]
+"""(shape, axes, bits of an element) of an array that a weight is kept in."""
+
+_ON_CHIP = 64 * 2**20
+"""Bytes of a weight that is gathered into a TPU's VMEM, as compiled for a v5e (128 MiB): larger
+ones go through HBM."""
+
+
 @dataclass(frozen=True)
 class Exchange:
     """All collectives of one kind over the same mesh axes.
@@ -72,7 +80,7 @@ class Tally:
     Attributes:
       width: bytes of an activation.
       times: how many layers have what comes up next.
-      moved: bytes of HBM that weights take which are brought together: read, and written.
+      moved: bytes of HBM that weights take which go through it to where they are used.
     """
 
     layout: Layout
@@ -243,28 +251,33 @@ def attended(tally: Tally, layers: int, heads: int, head_dim: int) -> None:
     tally.add("all-gather", axes, layers * size * head_dim * tally.width, "token", layers)
 
 
-def brought(tally: Tally, arrays: Sequence[tuple[tuple[int, ...], Axes, int]]) -> None:
+def brought(tally: Tally, arrays: Sequence[Piece]) -> int:
     """A weight that is used elsewhere than it is kept: it is gathered, or changes its place.
 
     Args:
-      arrays: (shape, axes, bits) of each that it is kept in.
+      arrays: each that it is kept in.
+
+    Returns:
+      Bytes of HBM that its products read then. What fits on the chip is gathered to there: then
+      nothing is read but what was kept. What does not is read, written and read again.
     """
-    layout = tally.layout
+    layout, read = tally.layout, 0
     for shape, axes, bits in arrays:
+        size = math.prod(shape) * bits
         kept, used = (list(map(as_names, spec(axes))) for spec in (layout.stored, layout.spec))
-        if kept == used:
-            continue
         before, after = _dimension_of(kept), _dimension_of(used)
-        size = math.prod(shape) * bits / 8
-        here, there = (size / tally.devices(names) for names in (before, after))
+        here, there = (size // (8 * tally.devices(names)) for names in (before, after))
         turned = tuple(name for name in before if after.get(name, before[name]) != before[name])
         gone = tuple(name for name in before if name not in after)
         if turned:
             tally.add("all-to-all", turned, max(here, there), "call")
         if gone:
             tally.add("all-gather", gone, there, "call")
-        if turned or gone:
-            tally.moved += round(here + there) * tally.times
+        on_chip = there <= _ON_CHIP and bool(turned or gone)
+        read += here if on_chip else there
+        if (turned or gone) and not on_chip:
+            tally.moved += (here + there) * tally.times
+    return read
 
 
 def _dimension_of(spec: Sequence[Names]) -> Mapping[str, int]:

@@ -114,6 +114,7 @@ class Instruction:
       index: of a parameter or a get-tuple-element. target: of a custom call.
       op_name: where it comes from in the traced program; of an entry parameter its own name.
       call: of a kernel that tells what it touches.
+      aliased: of a fusion, number of a result -> of its operand.
       cycles: the compiler's estimate. trips: how often a loop runs, where the compiler knows it.
     """
 
@@ -128,6 +129,7 @@ class Instruction:
     cycles: int = 0
     trips: int | None = None
     call: Call | None = None
+    aliased: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def array(self) -> Array:
@@ -266,20 +268,23 @@ def _instruction(line: str) -> tuple[Instruction, bool]:
         int(cycles[1]) if cycles else 0,
         int(trips[1]) if trips else None,
         _call(rest) if opcode[1] == "custom-call" else None,
+        _aliases(rest) if opcode[1] == "fusion" else {},
     )
     return made, start[1] is not None
 
 
 def _call(attributes: str) -> Call | None:
-    told, aliasing = _TOLD.search(attributes), _ALIASING.search(attributes)
+    told = _TOLD.search(attributes)
     if told is None:
         return None
+    pinned = tuple(sorted({int(at) for at in _PINNED.findall(attributes)}))
+    return Call(int(told[1]), pinned, _aliases(attributes))
+
+
+def _aliases(attributes: str) -> dict[int, int]:
+    aliasing = _ALIASING.search(attributes)
     pairs = _ALIAS.findall(aliasing[1]) if aliasing else []
-    return Call(
-        int(told[1]),
-        tuple(sorted({int(at) for at in _PINNED.findall(attributes)})),
-        {int(result or 0): int(operand) for result, operand in pairs},
-    )
+    return {int(result or 0): int(operand) for result, operand in pairs}
 
 
 def _called(attributes: str) -> dict[str, str]:

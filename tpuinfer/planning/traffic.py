@@ -14,7 +14,8 @@ fusions that only rewrite it (widen, scale, turn), so that bytes can be asked fo
 
 Known limits: of a kernel of one's own what it tells is believed, its data-dependent skips are not
 seen; a dot that reads an operand more than once from HBM counts once; collectives in windows
-(collective matmuls) count too often.
+(collective matmuls) count too often. One that is spread over fusions, to go on while they compute,
+counts where it begins.
 """
 
 from collections.abc import Iterable, Mapping
@@ -219,12 +220,11 @@ class _Walk:
         self, body: Computation, one: Instruction, operands: list[str | None], times: int
     ) -> Move:
         reads: dict[str, tuple[str | None, int]] = {}
+        kind, payload, carried = self._exchange(body, one)
         for at, name in enumerate(one.operands):  # an operand that is named twice is read once
-            size = access.read(self.module, body, one, at)
+            size = 0 if at in carried else access.read(self.module, body, one, at)
             reads[name] = (operands[at], max(size, reads.get(name, (None, 0))[1]))
         same = {operands[at] for at in access.rewritten(self.module, body, one)} - {None}
-        kind = access.collective(self.module, one)
-        given = sum(array.stored for name in reads for array in body.by_name[name].shape)
         return Move(
             one,
             tuple(read for read in reads.values() if read[1]),
@@ -233,8 +233,22 @@ class _Walk:
             same.pop() if len(same) == 1 else None,
             times,
             kind,
-            max(given, sum(array.stored for array in one.made)) if kind else 0,
+            payload,
         )
+
+    def _exchange(self, body: Computation, one: Instruction) -> tuple[str, int, frozenset[int]]:
+        """Kind and payload of a collective that begins; operands of one that has begun before."""
+        found = access.exchange(self.module, body, one)
+        if found is None:
+            return "", 0, frozenset()
+        inner, collective = found
+        sources = [inner.by_name[name] for name in dict.fromkeys(collective.operands)]
+        if access.goes_on(body, one):
+            sent = [source.index for source in sources if source.opcode == "parameter"]
+            return "", 0, frozenset([*one.aliased.values(), *sent])
+        given = sum(array.stored for source in sources for array in source.shape)
+        made = sum(array.stored for array in collective.made)
+        return collective.opcode.removesuffix("-start"), max(given, made), frozenset()
 
 
 def _single(source: Source) -> str | None:

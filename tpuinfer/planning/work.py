@@ -1,11 +1,10 @@
 """What a program cannot do without, on one device: bytes of HBM, multiplications, collectives.
 
-Reckoned from shapes and places, before anything is compiled. Counted are every weight once, as the
-products read it; the rings of the program's rows once, at their longest; a table that is only
-looked up, by its rows; weights that are gathered, or wanted elsewhere than they are kept, read and
-written once more. Activations are not: they stay on the chip, or are small beside the rest.
-Operations are those of our programs: with a mixture's `dense` form every expert multiplies every
-row.
+Reckoned from shapes and places, before anything is compiled. Counted are every weight once, where
+it is kept; the rings of the program's rows once, at their longest; a table that is only looked up,
+by its rows; weights that are gathered and do not fit on the chip, written and read once more.
+Activations are not: they stay on the chip, or are small beside the rest. Operations are those of
+our programs: with a mixture's `dense` form every expert multiplies every row.
 """
 
 import math
@@ -19,7 +18,7 @@ from tpuinfer.engine.plan import Plan, abstract_weights
 from tpuinfer.models import registry
 from tpuinfer.models.blueprint import Axes, Weight, pieces, weights
 from tpuinfer.planning import exchanges
-from tpuinfer.planning.exchanges import Exchange, Lies, Tally, by_kind
+from tpuinfer.planning.exchanges import Exchange, Lies, Piece, Tally, by_kind
 from tpuinfer.planning.traffic import Collective
 from tpuinfer.quant.schemes import Scheme
 from tpuinfer.sharding.layout import Layout
@@ -52,7 +51,7 @@ class Work:
 
     Attributes:
       weight_bytes, ring_bytes: read from HBM. other_bytes: rows of the embedding, new keys and
-        values, and weights that are brought together before they are read.
+        values, and weights that are gathered through HBM.
       flops: operations of matmuls by the kind of their operands, "bf16" or "int8".
       needed_flops: the same, had each expert only its own rows.
       exchanges: collectives by kind and mesh axes.
@@ -114,7 +113,7 @@ class _Group:
 
     kind: str
     w: Weight
-    arrays: tuple[tuple[tuple[int, ...], Axes, int], ...]
+    arrays: tuple[Piece, ...]
     scheme: Scheme | None
 
 
@@ -144,14 +143,13 @@ def _costs(plan: Plan, layout: Layout, groups: Counter[_Group]) -> Costs:
     config = plan.config
     head = EMBEDDING if config.tie_embeddings else HEAD
     flops, of_head = dict.fromkeys(("bf16", "int8"), 0.0), dict.fromkeys(("bf16", "int8"), 0.0)
-    read, row, needed = 0, 0, 0.0
+    read, row, needed, tally = 0, 0, 0.0, Tally(layout, _activation(plan))
     for one, count in groups.items():
         if one.kind == EMBEDDING != head:
             row = _row(layout, one)
             continue
-        read += count * sum(
-            math.prod(shape) * bits // (8 * _cut(layout, axes)) for shape, axes, bits in one.arrays
-        )
+        tally.times = count
+        read += count * exchanges.brought(tally, one.arrays)
         w = one.w
         if not w.contracted:
             continue
@@ -161,7 +159,8 @@ def _costs(plan: Plan, layout: Layout, groups: Counter[_Group]) -> Costs:
         if one.kind != head:
             experts = config.experts if ".experts." in one.kind else None
             needed += each * (experts.active / experts.count if experts else 1)
-    return Costs(read, row, flops, of_head, needed, _travelling(plan, layout, groups))
+    _travelling(plan, groups, tally)
+    return Costs(read, row, flops, of_head, needed, tally)
 
 
 def _row(layout: Layout, one: _Group) -> int:
@@ -175,9 +174,9 @@ def _row(layout: Layout, one: _Group) -> int:
     return met * (size // max(1, one.w.shape[0] // layout.stored_shards("vocab")))
 
 
-def _travelling(plan: Plan, layout: Layout, groups: Counter[_Group]) -> Tally:
-    """All that goes over links."""
-    config, tally = plan.config, Tally(layout, _activation(plan))
+def _travelling(plan: Plan, groups: Counter[_Group], tally: Tally) -> None:
+    """All activations that go over links."""
+    config, layout, tally.times = plan.config, tally.layout, 1
     head = EMBEDDING if config.tie_embeddings else HEAD
     home = exchanges.place(layout, ("residual",))
     exchanges.looked_up(tally, config.embed)
@@ -185,8 +184,6 @@ def _travelling(plan: Plan, layout: Layout, groups: Counter[_Group]) -> Tally:
     mixtures: Counter[str] = Counter()
     for one, count in groups.items():
         tally.times, w = count, one.w
-        if one.kind != EMBEDDING or one.kind == head:
-            exchanges.brought(tally, one.arrays)
         if one.kind == head:
             exchanges.through(tally, w, home, ("vocab",), "row", 4)
         elif one.kind.endswith("norm.weight") and w.shape == (config.embed,):
@@ -211,7 +208,6 @@ def _travelling(plan: Plan, layout: Layout, groups: Counter[_Group]) -> Tally:
         exchanges.mixed(tally, config.embed)
     tally.times = 1
     exchanges.attended(tally, config.layers, config.heads, config.head_dim)
-    return tally
 
 
 def decode(plan: Plan, of: Table | None = None) -> Work:
