@@ -13,6 +13,7 @@ from tpuinfer.planning.compiled import Measured
 from tpuinfer.planning.memory import capacity
 from tpuinfer.planning.question import lay_out
 from tpuinfer.planning.traffic import Collective
+from tpuinfer.sharding.presets import PRESETS
 from tpuinfer.sharding.rules import ShardingRules
 
 BIG = ask("llama-3.3-70b", slots="16x2048")
@@ -108,6 +109,12 @@ def test_the_least_of_weights_is_no_more_than_they_take():
         least = remedies._least(asked, plan, remedies._kinds(asked))
         taken = memory.estimate(plan, asked.topology).weights
         assert 0.7 * taken < least <= taken
+
+
+def test_the_least_of_weights_that_are_gathered_is_what_is_kept():
+    asked = ask(mesh="8x1", rules=PRESETS["fsdp"])
+    least = remedies._least(asked, lay_out(asked), remedies._kinds(asked))
+    assert least == pytest.approx(memory.estimate(lay_out(asked), asked.topology).weights, rel=0.01)
 
 
 def test_another_mesh_is_the_first_remedy():

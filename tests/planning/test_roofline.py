@@ -92,6 +92,11 @@ def test_an_all_to_all_goes_half_round_a_ring(devices, hops):
         assert hops == 1 + 1 + 2
 
 
+def test_an_all_to_all_over_two_axes_takes_as_long_as_over_the_longer():
+    both = over("all-to-all", 10**9, data=2, model=8)
+    assert seconds(both) == seconds(over("all-to-all", 10**9, model=8))
+
+
 def test_what_a_million_tokens_cost():
     assert roofline.per_million(1000, 8, 1.2) == pytest.approx(8 * 1.2 / 3.6)
     assert roofline.per_million(0, 8, 1.2) == float("inf")

@@ -18,7 +18,10 @@ _PER_COLUMN = 15
 """Bytes of a token for each of its D columns: some seven activations of two bytes."""
 
 _LAYERS_AT_ONCE = 2
-"""Whose gathered weights are there: the one that runs, and the next on its way."""
+"""Whose gathered weights are there in prefill: the one that runs, and the next on its way."""
+
+_AHEAD = 0.6
+"""The part of all layers' gathered weights that a decode holds: the compiler gathers ahead."""
 
 _DECODE_CODE, _PREFILL_CODE = 1e6, 2e6
 """Bytes of a layer's part of a program. The compiler's figures go from a fifth of this to four
@@ -29,8 +32,8 @@ def temporaries(plan: Plan) -> int:
     """Bytes on one device that the most demanding program takes while it runs.
 
     That is the prefill of the most tokens: activations, and what every expert makes of every token;
-    of several data shards, where they come together. Weights that are gathered lie there too, of
-    two layers at a time.
+    of several data shards, where they come together. Weights that are gathered lie there too; a
+    decode may hold more of them.
     """
     shapes = prefill_shapes(plan.settings, plan.buckets, plan.slots.per_shard)
     tokens = max(rows * width for width, every in shapes.items() for rows in every)
@@ -40,12 +43,11 @@ def temporaries(plan: Plan) -> int:
         met = _met(layout, ("expert", "expert_mlp"))
         each += 4 * met * experts.count * experts.mlp // cut
     each += _together(plan) + _seen(plan)
-    return int(_LEAST + tokens * each + max(_gathered(plan, one) for one in _layouts(plan)))
-
-
-def _layouts(plan: Plan) -> list[Layout]:
-    apart = plan.layout.prefill
-    return [plan.layout] if apart is plan.layout else [plan.layout, apart]
+    layers, others = _gathered(plan, layout)
+    prefill = tokens * each + sum(sorted([*layers, *others])[-_LAYERS_AT_ONCE:])
+    layers, others = _gathered(plan, plan.layout)
+    decode = _AHEAD * sum(layers) + max(others, default=0)
+    return int(_LEAST + max(prefill, decode))
 
 
 def _together(plan: Plan) -> int:
@@ -83,18 +85,16 @@ def _met(layout: Layout, axes: Axes) -> int:
     return math.prod(layout.mesh.shape[name] for name in layout.axes_of("batch") if name in taken)
 
 
-def _gathered(plan: Plan, layout: Layout) -> int:
-    """Bytes of the largest layers' weights that are used elsewhere than they are kept."""
+def _gathered(plan: Plan, layout: Layout) -> tuple[list[int], list[int]]:
+    """Bytes of weights that are used elsewhere than they are kept: of each layer, and of others."""
     if layout.kept is layout and not layout.rules.gather:
-        return 0
+        return [], []
     parameters = weights(registry.build(plan.config))
     axes_of = {w.axes for w in parameters.values()}
     elsewhere = {axes for axes in axes_of if layout.stored(axes) != layout.spec(axes)}
     moved = {name: w.axes for name, w in parameters.items() if w.axes in elsewhere}
     if not plan.config.tie_embeddings:
         moved.pop("embed_tokens.weight", None)  # it is looked up where it lies
-    if not moved:
-        return 0
     abstract, sizes = abstract_weights(plan), Counter[str]()
     for name, axes in moved.items():
         layer = ".".join(name.split(".")[:2])
@@ -102,7 +102,8 @@ def _gathered(plan: Plan, layout: Layout) -> int:
             math.prod(shape) * bits // (8 * math.prod(layout.shards(one) for one in own if one))
             for shape, own, bits in pieces(abstract[name], axes)
         )
-    return sum(size for _, size in sizes.most_common(_LAYERS_AT_ONCE))
+    layers = [size for name, size in sizes.items() if name.startswith("layers.")]
+    return layers, [size for name, size in sizes.items() if not name.startswith("layers.")]
 
 
 def code(plan: Plan) -> int:

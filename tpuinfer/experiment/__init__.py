@@ -18,6 +18,7 @@ Modules and public names:
   sweeping   sweep: all cells, one after the other
   as_table, plots    table, plot: records for people
   reporting  report, explain, diff: where a table of rules puts a model
+and of other rooms PRESETS and load_rules (tables by name, and from files), and best_mesh.
 
 Ignorant of flags, tokenizers, requests and servers.
 """
@@ -30,15 +31,20 @@ from tpuinfer.experiment.probe import difference
 from tpuinfer.experiment.record import Record
 from tpuinfer.experiment.reporting import diff, explain, report
 from tpuinfer.experiment.sweeping import sweep
+from tpuinfer.planning.best import best_mesh
+from tpuinfer.sharding.presets import PRESETS, load_rules
 
 __all__ = [
+    "PRESETS",
     "Cell",
     "Record",
+    "best_mesh",
     "diff",
     "difference",
     "explain",
     "grid",
     "load",
+    "load_rules",
     "plot",
     "report",
     "sweep",

@@ -18,7 +18,9 @@ from tpuinfer.sharding.rules import ShardingRules
 
 DEFAULT_RULES = "1d"
 
-Tables = str | Path | ShardingRules | Sequence[str | Path] | Mapping[str, ShardingRules]
+Tables = (
+    str | Path | ShardingRules | Sequence[str | Path] | Mapping[str, str | Path | ShardingRules]
+)
 """Rules as a grid takes them: presets and TOML files by name, or tables by names of one's own."""
 
 
@@ -149,7 +151,10 @@ def tables_of(rules: Tables) -> dict[str, ShardingRules]:
     if isinstance(rules, ShardingRules):
         return {"rules": rules}
     if isinstance(rules, Mapping):
-        return dict(rules)
+        return {
+            name: one if isinstance(one, ShardingRules) else load_rules(one)
+            for name, one in rules.items()
+        }
     texts = [str(one) for one in ([rules] if isinstance(rules, str | Path) else rules)]
     texts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
     if not texts:

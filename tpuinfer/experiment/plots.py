@@ -187,8 +187,8 @@ def _steps(ax: "Axes", bars: _Bars) -> None:
     _say_failures(ax, bars)
     ax.set_ylabel("decode step (ms)")
     if limits:
-        said = f"is {limits.pop()}" if len(limits) == 1 else "stands over each bar"
-        ax.set_title(f"what the bound is made of {said}", fontsize=9, loc="left")
+        said = f"by {limits.pop()}" if len(limits) == 1 else "by what stands over its bar"
+        ax.set_title(f"every step is bound {said}", fontsize=9, loc="left")
     if "bound" in legend:
         legend["bound"] = legend.pop("bound")  # the last
     _finish(ax, legend, max(tops, default=0.0))

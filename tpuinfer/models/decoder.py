@@ -90,9 +90,7 @@ class Decoder(nnx.Module):
         """[R, D] of one token per row -> [R, V] float32, cut along the vocabulary."""
         config = self.config
         head = self.embed_tokens if config.tie_embeddings else self.lm_head
-        x = self.norm(x, layout)
-        if layout.axes_of("residual") or layout.axes_of("embed"):
-            x = layout.constrain(x, ("batch", "embed"))
+        x = placed.whole_input(self.norm(x, layout), layout)
         into = ("batch", "vocab")
         value = head.weight.get_value()
         logits = placed.apply(linear.project, x, value, ("vocab", "embed"), 1, layout, into)

@@ -169,15 +169,16 @@ def total(
 
 
 def whole_input(x: jax.Array, layout: Layout) -> jax.Array:
-    """Activations [B, T, D] as the maps of a block take them: brought there once for all of them.
+    """Activations [..., D] as the maps of a block take them: brought there once for all of them.
 
     What is between blocks may be cut along embed.
     """
     if not layout.axes_of("residual") and not layout.axes_of("embed"):
         return x
+    lead = ("batch", *[None] * (x.ndim - 2))
     # Pinned on both sides of the way, or the compiler moves it before it is rounded.
-    x = layout.constrain(x, ("batch", None, "residual"))
-    return layout.constrain(x, ("batch", None, "embed"))
+    x = layout.constrain(x, (*lead, "residual"))
+    return layout.constrain(x, (*lead, "embed"))
 
 
 def _sum_in_pieces(partial: jax.Array, meets: Meeting, home: Names, kept: Names) -> jax.Array:

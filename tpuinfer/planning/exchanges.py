@@ -31,10 +31,6 @@ Per = Literal["token", "row", "call"]
 Piece = tuple[tuple[int, ...], Axes, int]
 """(shape, axes, bits of an element) of an array that a weight is kept in."""
 
-_ON_CHIP = 64 * 2**20
-"""Bytes of a weight that is gathered into a TPU's VMEM, as compiled for a v5e (128 MiB): larger
-ones go through HBM."""
-
 
 @dataclass(frozen=True)
 class Exchange:
@@ -80,7 +76,7 @@ class Tally:
     Attributes:
       width: bytes of an activation.
       times: how many layers have what comes up next.
-      moved: bytes of HBM that weights take which go through it to where they are used.
+      moved: bytes of HBM that weights take which are brought together: read, and written.
     """
 
     layout: Layout
@@ -228,27 +224,25 @@ def mixed(tally: Tally, embed: int) -> None:
     _totalled(tally, embed, at, axes, ("residual",), "token", tally.width)
 
 
-def normed(tally: Tally, count: int, per: Per = "token") -> None:
-    """Norms of rows that are cut along embed: each tells the others its sum of squares."""
+def normed(tally: Tally, per: Per) -> None:
+    """A norm of rows that are cut along embed: each device tells the others its sum of squares."""
     if axes := tally.layout.axes_of("residual"):
-        tally.add("all-gather", axes, 4 * count * tally.devices(axes), per, count)
+        tally.add("all-gather", axes, 4 * tally.devices(axes), per)
 
 
 def attended(tally: Tally, layers: int, heads: int, head_dim: int) -> None:
     """Rings that are cut along their length: queries come to all parts, sums of softmax go back.
 
-    As `cache.by_length` has it: two all-to-alls of float32, and where heads are whole on every
-    device, one of what comes of them.
+    As `cache.by_length` has it: two all-to-alls of float32. Where heads are whole on every device,
+    it is not queries that are gathered, but what comes of them.
     """
     layout = tally.layout
     if not (axes := layout.axes_of("length")):
         return
     own, parts = heads // layout.shards("kv_heads"), layout.shards("length")
     filled = -(-own // parts) * parts
-    cut = layout.axes_of("heads") != layout.axes_of("kv_heads")
     tally.add("all-to-all", axes, layers * filled * (head_dim + 2) * 4, "token", 2 * layers)
-    size = own if cut else filled
-    tally.add("all-gather", axes, layers * size * head_dim * tally.width, "token", layers)
+    tally.add("all-gather", axes, layers * filled * head_dim * tally.width, "token", layers)
 
 
 def brought(tally: Tally, arrays: Sequence[Piece]) -> int:
@@ -258,8 +252,8 @@ def brought(tally: Tally, arrays: Sequence[Piece]) -> int:
       arrays: each that it is kept in.
 
     Returns:
-      Bytes of HBM that its products read then. What fits on the chip is gathered to there: then
-      nothing is read but what was kept. What does not is read, written and read again.
+      Bytes of HBM that its products read. What is brought is read and written before: of models of
+      a few layers the compiler gathers half into VMEM instead, of whole ones next to nothing.
     """
     layout, read = tally.layout, 0
     for shape, axes, bits in arrays:
@@ -273,9 +267,8 @@ def brought(tally: Tally, arrays: Sequence[Piece]) -> int:
             tally.add("all-to-all", turned, max(here, there), "call")
         if gone:
             tally.add("all-gather", gone, there, "call")
-        on_chip = there <= _ON_CHIP and bool(turned or gone)
-        read += here if on_chip else there
-        if (turned or gone) and not on_chip:
+        read += there
+        if turned or gone:
             tally.moved += (here + there) * tally.times
     return read
 

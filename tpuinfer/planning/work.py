@@ -1,10 +1,11 @@
 """What a program cannot do without, on one device: bytes of HBM, multiplications, collectives.
 
-Reckoned from shapes and places, before anything is compiled. Counted are every weight once, where
-it is kept; the rings of the program's rows once, at their longest; a table that is only looked up,
-by its rows; weights that are gathered and do not fit on the chip, written and read once more.
-Activations are not: they stay on the chip, or are small beside the rest. Operations are those of
-our programs: with a mixture's `dense` form every expert multiplies every row.
+Reckoned from shapes and places, before anything is compiled. Counted are every weight once, as the
+products read it; the rings of the program's rows once, at their longest; a table that is only
+looked up, by its rows; weights that are gathered, or wanted elsewhere than they are kept, read and
+written once more. Activations are not: they stay on the chip, or are small beside the rest.
+Operations are those of our programs: with a mixture's `dense` form every expert multiplies every
+row.
 """
 
 import math
@@ -51,7 +52,7 @@ class Work:
 
     Attributes:
       weight_bytes, ring_bytes: read from HBM. other_bytes: rows of the embedding, new keys and
-        values, and weights that are gathered through HBM.
+        values, and weights that are brought together before they are read.
       flops: operations of matmuls by the kind of their operands, "bf16" or "int8".
       needed_flops: the same, had each expert only its own rows.
       exchanges: collectives by kind and mesh axes.
@@ -187,7 +188,7 @@ def _travelling(plan: Plan, groups: Counter[_Group], tally: Tally) -> None:
         if one.kind == head:
             exchanges.through(tally, w, home, ("vocab",), "row", 4)
         elif one.kind.endswith("norm.weight") and w.shape == (config.embed,):
-            exchanges.normed(tally, 1, "row" if one.kind == "norm.weight" else "token")
+            exchanges.normed(tally, "row" if one.kind == "norm.weight" else "token")
         elif not w.contracted or one.kind == EMBEDDING or not one.kind.endswith(".weight"):
             continue
         elif ".experts." in one.kind:
