@@ -59,7 +59,8 @@ def table(records: Sequence[Record]) -> Table:
     varied = [
         at
         for at, column in enumerate(_COLUMNS)
-        if column.name in _ALWAYS or len({row[at] for row in said}) > 1
+        if len({row[at] for row in said}) > 1
+        or (column.name in _ALWAYS and any(row[at] != _NONE for row in said))
     ]
     rows = [tuple(row[at] for at in varied) for row in said]
     alike = [
@@ -205,4 +206,7 @@ _COLUMNS = (
     _Column("bits", _bits),
 )
 
-_ALWAYS = ("mesh", "rules", "status", "GB/device")
+_ALWAYS = (
+    *("mesh", "rules", "status", "step ms", "bound ms", "limit", "chunk ms"),
+    *("GB/device", "collectives / MB a step", "logits max", "top-1"),
+)

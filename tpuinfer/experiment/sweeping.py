@@ -235,7 +235,7 @@ def _prepare_devices(count: int) -> None:
 def _failed(error: Exception) -> dict[str, Any]:
     """Status and why of a cell that came to nothing."""
     text = " ".join(str(error).split())[:500]
-    if isinstance(error, MemoryError):
+    if isinstance(error, OutOfMemoryError | MemoryError):
         return {"status": "does not fit", "why": text or "the host has not enough memory"}
     if isinstance(error, TpuinferError):
         return {"status": "refused", "why": text}

@@ -46,12 +46,11 @@ def apply(
     outs = tuple(map(layout.axes_of, axes[:-contracted]))
     meets = Meeting(layout, _all(ins), _all(outs), into)
     lead = x.ndim - contracted
+    if layout.stored(axes) != layout.spec(axes):
+        x, value = _brought(x, value, axes, layout)
     if not meets.summed and not meets.home:
         if meets.together:
             x = _put(x, meets.spec(lead, *ins), layout)
-        if layout.stored(axes) != layout.spec(axes):
-            where = specs(value, axes, layout)
-            value = jax.tree.map(lambda part, spec: _put(part, spec, layout), value, where)
         return layout.constrain(local(x, value), into)
 
     def columns(x: jax.Array, value: Any) -> jax.Array:
@@ -228,6 +227,17 @@ def _to_rows(x: jax.Array, name: str, rows: int, columns: int) -> jax.Array:
 def _joined(x: jax.Array, ahead: int) -> jax.Array:
     """`_apart` undone: its first dimensions are of one by now."""
     return x.reshape(*x.shape[ahead:-2], -1)
+
+
+def _brought(x: jax.Array, value: Any, axes: Axes, layout: Layout) -> tuple[jax.Array, Any]:
+    """A weight where it is used, brought there once `x` is known.
+
+    The barrier keeps the compiler from bringing weights of many layers ahead, which would then all
+    lie there at once.
+    """
+    x, value = jax.lax.optimization_barrier((x, value))
+    where = specs(value, axes, layout)
+    return x, jax.tree.map(lambda part, spec: _put(part, spec, layout), value, where)
 
 
 def _all(places: tuple[Names, ...]) -> Names:
