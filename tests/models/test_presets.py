@@ -23,7 +23,7 @@ PLAIN = {
     "vocab_size": 96,
     "hidden_size": 32,
     "intermediate_size": 64,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 8,
@@ -35,7 +35,9 @@ PLAIN = {
     "hidden_act": "silu",
     "rope_theta": 10000.0,
 }
+TWO_KINDS = {"num_hidden_layers": 2}
 WINDOWED = {
+    **TWO_KINDS,
     "sliding_window": 8,
     "query_pre_attn_scalar": 8,
     "hidden_activation": "gelu_pytorch_tanh",
@@ -43,7 +45,7 @@ WINDOWED = {
 FAMILIES = {
     "gemma2": WINDOWED | {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
     "gemma3": WINDOWED | {"model_type": "gemma3_text", "sliding_window_pattern": 2},
-    "gpt_oss": {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 8},
+    "gpt_oss": TWO_KINDS | {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 8},
     "granite": {
         "attention_multiplier": 0.1,
         "embedding_multiplier": 2.0,
@@ -65,7 +67,7 @@ FAMILIES = {
         "moe_intermediate_size": 16,
         "norm_topk_prob": True,
     },
-    "smollm3": {"no_rope_layers": [1, 0]},
+    "smollm3": TWO_KINDS | {"no_rope_layers": [1, 0]},
 }
 MESHES = dict.fromkeys(PRESETS, "2x4") | {"expert": "data=2,expert=2,model=2"}
 
