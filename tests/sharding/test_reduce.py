@@ -66,6 +66,41 @@ def test_pieces_are_filled_up_to_whole_units(mesh, columns):
     assert re.search(rf"f32\[{ROWS},16\] = reduce_scatter", str(jax.make_jaxpr(filled)(parts)))
 
 
+@pytest.mark.parametrize("near", [1, 2, 4])
+def test_a_sum_in_two_stages_puts_its_pieces_where_one_does(mesh, near):
+    @jax.jit
+    @partial(
+        jax.shard_map, mesh=mesh, in_specs=P("model"), out_specs=P(None, "model"), check_vma=False
+    )
+    def pieces(parts):
+        return reduce_module.scatter(parts[0], "model", near)
+
+    parts = draw(8, ROWS, D)
+    found = np.asarray(pieces(parts))
+    assert (np.abs(found - parts.astype(np.float64).sum(0)) <= 1e-6 * np.abs(parts).max(0)).all()
+    stages = str(jax.make_jaxpr(pieces)(parts)).count("reduce_scatter[")
+    assert stages == (1 if near == 1 else 2)
+
+
+def test_stages_over_several_axes_are_the_axes():
+    both = build_mesh(parse_mesh("2x4"))
+
+    @jax.jit
+    @partial(
+        jax.shard_map,
+        mesh=both,
+        in_specs=P(("data", "model")),
+        out_specs=P(None, ("data", "model")),
+        check_vma=False,
+    )
+    def pieces(parts):
+        return reduce_module.scatter(parts[0], ("data", "model"), 4)
+
+    parts = draw(8, ROWS, D)
+    found = np.asarray(pieces(parts))
+    assert (np.abs(found - parts.astype(np.float64).sum(0)) <= 1e-6 * np.abs(parts).max(0)).all()
+
+
 @pytest.mark.parametrize("mode", ["scatter", "exact"])
 def test_both_forms_are_the_sum_on_every_device(mesh, mode):
     parts = draw(8, ROWS, D)

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.planning import described
-from tpuinfer.sharding.reduce import reduce_model
+from tpuinfer.sharding.reduce import neighbours, reduce_model
 
 pytestmark = [
     pytest.mark.aot,
@@ -17,14 +17,26 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns"), [((256, 1), 2880), ((64, 1), 2880), ((1, 512), 2880), ((8, 256), 4096)]
+    ("slice_", "data", "rows", "columns"),
+    [
+        ("v6e:2x4", 2, (256, 1), 2880),
+        ("v6e:2x4", 2, (64, 1), 2880),
+        ("v6e:2x4", 2, (1, 512), 2880),
+        ("v6e:2x4", 2, (8, 256), 4096),
+        ("v5e:2x4", 1, (64, 1), 4096),
+        ("v5e:4x4", 1, (64, 1), 4096),
+        ("v6e:4x4", 1, (1, 512), 4096),
+        ("v5p:2x2x2", 1, (64, 1), 4096),
+        ("v5p:2x4x4", 1, (64, 1), 8192),
+    ],
 )
-def test_a_sum_stays_a_reduce_scatter_and_an_all_gather(rows, columns):
+def test_a_sum_stays_a_reduce_scatter_and_an_all_gather(slice_, data, rows, columns):
     """An all-reduce would cut it by position: a row's bits would depend on its slot."""
-    mesh = described.described("v6e:2x4", data=2)
+    mesh = described.described(slice_, data=data)
     place = PartitionSpec(None, None, "model")
+    near = neighbours(mesh, ("model",))
     local = jax.shard_map(
-        lambda x, w: reduce_model(jnp.einsum("BTF,DF->BTD", x, w), "model"),
+        lambda x, w: reduce_model(jnp.einsum("BTF,DF->BTD", x, w), "model", near=near),
         mesh=mesh,
         in_specs=(place, PartitionSpec(None, "model")),
         out_specs=PartitionSpec(),
@@ -34,6 +46,7 @@ def test_a_sum_stays_a_reduce_scatter_and_an_all_gather(rows, columns):
     x = shaped((*rows, 4096), sharding=NamedSharding(mesh, place))
     w = shaped((columns, 4096), sharding=NamedSharding(mesh, PartitionSpec(None, "model")))
     text = jax.jit(local).lower(x, w).compile().as_text()
-    assert "reduce-scatter(" in text
+    assert text.count(" reduce-scatter(") == (1 if near == 1 else 2)
+    assert (near == 1) == (slice_ in ("v5e:2x4", "v6e:2x4")), "in one stage where that does"
     assert "all-gather" in text
     assert "all-reduce(" not in text

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tpuinfer.models.blueprint import Axes, specs
 from tpuinfer.sharding.layout import Layout
 from tpuinfer.sharding.mesh import platform_of
-from tpuinfer.sharding.reduce import divides, reduce_model, scatter
+from tpuinfer.sharding.reduce import divides, neighbours, reduce_model, scatter
 from tpuinfer.sharding.rules import as_names, as_place
 
 Names = tuple[str, ...]
@@ -146,15 +146,17 @@ def total(
     even = divides(shape[-1], devices, platform_of(layout.mesh))
     in_pieces = layout.rules.reduce == "scatter" and even and bool(meets.summed)
     kept = meets.kept if in_pieces else ()
+    near = neighbours(layout.mesh, meets.summed)
     home = meets.home if meets.in_order else ()
     stays = tuple(name for name in meets.made if name not in home)
 
     def run(*given: Any) -> jax.Array:
         partial = local(*given)
         if in_pieces and (home or kept):
-            return _sum_in_pieces(partial, meets, home, kept)
+            return _sum_in_pieces(partial, meets, home, kept, near)
         if meets.summed:
-            partial = reduce_model(partial, as_place(meets.summed), layout.rules.reduce)
+            axis = as_place(meets.summed)
+            partial = reduce_model(partial, axis, layout.rules.reduce, near)
         return _split_rows(partial, meets, home) if home else partial
 
     result: jax.Array = jax.shard_map(
@@ -180,7 +182,9 @@ def whole_input(x: jax.Array, layout: Layout) -> jax.Array:
     return layout.constrain(x, (*lead, "embed"))
 
 
-def _sum_in_pieces(partial: jax.Array, meets: Meeting, home: Names, kept: Names) -> jax.Array:
+def _sum_in_pieces(
+    partial: jax.Array, meets: Meeting, home: Names, kept: Names, near: int
+) -> jax.Array:
     """The sum of [rows, ..., columns], each piece of which goes where it is to be.
 
     2 x 2 devices (data, model), rows that came together over data, summed over both, 8 columns:
@@ -191,7 +195,7 @@ def _sum_in_pieces(partial: jax.Array, meets: Meeting, home: Names, kept: Names)
     """
     ends = tuple(name for name in home if name in meets.summed)
     rest = tuple(name for name in meets.summed if name not in (*ends, *kept))
-    x = _apart(scatter(partial, (*kept, *rest, *ends)), meets, home)
+    x = _apart(scatter(partial, as_place((*kept, *rest, *ends)), near), meets, home)
     for name in reversed(ends):
         x = _to_rows(x, name, home.index(name), x.ndim - 1)
     for name in reversed(meets.moved):
