@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from tpuinfer.accuracy.text import Text, Windows, cut
 from tpuinfer.checkpoint.progress import Progress, silent
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine import build
-from tpuinfer.engine.plan import Plan, abstract_weights
+from tpuinfer.engine.plan import Plan, abstract_weights, repeated
 from tpuinfer.errors import ConfigError
 from tpuinfer.quant.qarray import bytes_of
 from tpuinfer.sharding.mesh import DATA, parse_mesh
@@ -64,7 +64,7 @@ class Row:
     """What a variant takes, and how well it reads.
 
     Attributes:
-      weight_bytes: of all weights, copies on other devices left out.
+      weight_bytes: of all weights, copies (on other devices, or of KV heads) left out.
       ring_bytes: of the keys and values of one token in all layers, where a window does not end it.
       seconds: of reading, the compilation left out.
     """
@@ -221,9 +221,16 @@ def _windows(question: Question, plans: Sequence[Plan], window: int) -> Windows:
 
 
 def _weight_bytes(plan: Plan) -> int:
-    parts = jax.tree.leaves(abstract_weights(plan))
-    return sum(bytes_of(part.shape, part.dtype) for part in parts)
+    copies = repeated(plan)
+
+    def once(name: str, weight: Any) -> int:
+        parts = jax.tree.leaves(weight)
+        size = sum(bytes_of(part.shape, part.dtype) for part in parts)
+        return size // copies.get(name, 1)
+
+    return sum(once(name, weight) for name, weight in abstract_weights(plan).items())
 
 
 def _ring_bytes(plan: Plan) -> float:
-    return sum(classes[0].bytes / (classes[0].slots * classes[0].length) for classes in plan.rings)
+    each = (classes[0].bytes / (classes[0].slots * classes[0].length) for classes in plan.rings)
+    return sum(each) / plan.layout.repeats
