@@ -96,6 +96,27 @@ def test_wrong_input_is_one_line_with_the_nearest_that_works(tmp_path, out, flag
     assert says in made.err
 
 
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ((), ("v5e:2x4", {"data": 2, "model": 4})),
+        (("--meshes", "8"), ("v5e:2x4", {"data": 1, "model": 8})),
+        (("--topology", "v6e:2x4"), ("v6e:2x4", {"data": 2, "model": 4})),
+    ],
+)
+def test_a_config_has_a_slice_and_a_mesh_that_flags_replace(tmp_path, out, flags, wanted):
+    config = tmp_path / "a.toml"
+    config.write_text(
+        '[model]\nmodel = "llama-3.1-8b"\n[mesh]\nmesh = "2x4"\ntopology = "v5e:2x4"\n'
+        '[engine]\nslots = "64x2048"\n'
+    )
+    made = doors.run("sweep", "--config", str(config), *flags, *out)
+    assert made.code == 0, made.err
+    (line,) = (json.loads(line) for line in (tmp_path / "sweep.jsonl").read_text().splitlines())
+    assert (line["cell"]["topology"], line["cell"]["mesh"]) == wanted
+    assert (line["status"], line["where"]["how"]) == ("ok", "reckoned")
+
+
 def test_compiling_goes_with_a_topology(out):
     made = doors.run("sweep", "--model", "llama-3.1-8b", "--compile", *out)
     assert (made.code, made.err.count("\n")) == (2, 1)

@@ -15,7 +15,9 @@ from tpuinfer.config import Settings
 from tpuinfer.engine.accept import Tokenizer
 from tpuinfer.errors import ConfigError
 from tpuinfer.models import sizes
-from tpuinfer.sharding.mesh import DATA, parse_mesh
+from tpuinfer.sharding.mesh import parse_mesh
+from tpuinfer.sharding.presets import load_rules
+from tpuinfer.sharding.rules import ShardingRules
 
 flags.adopt_module_key_flags(shared)
 
@@ -149,7 +151,8 @@ def _settings(mode: str, options: Options) -> Settings:
         slots = max(options.batch) if mode == "decode" else _SLOTS[mode]
         shards = 1
         if chosen.mesh != "auto":  # which is chosen for the slots
-            shards = dict(parse_mesh(chosen.mesh).axes).get(DATA, 1)
+            rules = load_rules(chosen.rules) if chosen.rules else ShardingRules()
+            shards = rules.data_shards(dict(parse_mesh(chosen.mesh).axes))
         chosen = dataclasses.replace(chosen, slots=-(-slots // shards) * shards)
     by_slots = "x" in str(chosen.slots)
     if not (shared.CONTEXT.present or from_file or by_slots or mode in _ON_HOST):

@@ -1,7 +1,7 @@
 """`python -m tpuinfer.sweep`: meshes, tables of rules and slots, every one with every other.
 
-On a described slice (--topology) cells are planned, with --compile by the TPU compiler; without one
-they run on the devices here, which a CPU simulates.
+On a described slice (--topology, or a config's) cells are planned, with --compile by the TPU
+compiler; without one they run on the devices here, which a CPU simulates.
 """
 
 import logging
@@ -22,12 +22,13 @@ _MESHES = flags.DEFINE_string(
     "meshes",
     "1",
     "Meshes with commas, such as 1x16,2x8,4x4; those with named axes with semicolons, such as "
-    "'data=2,expert=4;1x8'; of a topology also all.",
+    "'data=2,expert=4;1x8'; of a topology also all; default: with --config its mesh.",
 )
 _TOPOLOGY = flags.DEFINE_string(
     "topology",
     None,
-    "A slice, such as v5e:4x4, or several with commas: plan, run nothing; default: run here.",
+    "A slice, such as v5e:4x4, or several with commas: plan, run nothing; default: the config's; "
+    "without one cells run here.",
 )
 _COMPILE = flags.DEFINE_bool(
     "compile", False, "With --topology: ask the TPU compiler, which needs no TPU."
@@ -73,14 +74,16 @@ def main() -> None:
     chosen = shared.settings()
     logging.getLogger("tpuinfer.sharding.mesh").setLevel(logging.WARNING)  # each cell has a mesh
     picture = _picture(_PLOTS.value)
-    if _TOPOLOGY.value:
+    named = _TOPOLOGY.value or chosen.topology
+    from_config = shared.CONFIG.value is not None and not _MESHES.present
+    if named:
         jax.config.update("jax_platforms", "cpu")  # nothing runs, and no TPU is to be taken
     cells = cell.grid(
         chosen.model,
-        _meshes(_MESHES.value),
+        _meshes(str(chosen.mesh) if from_config else _MESHES.value),
         (chosen.rules or cell.DEFAULT_RULES).split(","),
         _split(str(chosen.slots), ";"),
-        _TOPOLOGY.value,
+        named,
         context=chosen.context,
         context_policy=chosen.context_policy,
         sinks=chosen.sinks,

@@ -71,8 +71,8 @@ def fields(step: float | None = 2.0, **others: Any) -> dict[str, Any]:
 
 
 def record(cell: Cell, step: float | None = 2.0, **others: Any) -> Record:
-    given = {**fields(step), **others}
-    return Record(cell.key, cell.as_json(), WHERE, **given)
+    given = {"where": WHERE, **fields(step), **others}
+    return Record(cell.key, cell.as_json(), **given)
 
 
 def records(count: int) -> list[Record]:

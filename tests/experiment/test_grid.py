@@ -44,7 +44,6 @@ def test_all_meshes_of_a_slice():
     [
         {"model": "other"},
         {"topology": "v5e:2x4"},
-        {"rules": "mine"},
         {"slots": "9"},
         {"weights": "int8"},
         {"dtype": "float32"},
@@ -66,11 +65,34 @@ def test_the_key_depends_on_ring_and_policy():
     assert len(set(keys)) == 3
 
 
+def test_a_context_that_the_slots_do_not_say_counts():
+    contexts = (None, 2048, 4096, "auto")
+    made = [grid(M, slots=["auto"], context=one)[0] for one in contexts]
+    made += [grid(M, slots=["8"], context="auto")[0], grid(M, slots=["8"])[0]]
+    assert len({one.key for one in made}) == 6
+    assert [(one.as_json()["context"], one.as_json()["fit"]) for one in made] == [
+        (None, "slots"),
+        (2048, "slots"),
+        (4096, "slots"),
+        (None, "both"),
+        (None, "context"),
+        (None, "nothing"),
+    ]
+    assert grid(M, slots=[" auto "], context=2048)[0].key == made[1].key
+
+
+def test_a_tables_name_does_not_count():
+    (cell,) = grid(M)
+    assert dataclasses.replace(cell, rules="mine").key == cell.key
+    both = {"first": PRESETS["2d"], "again": PRESETS["2d"], "other": PRESETS["1d"]}
+    assert [one.rules for one in grid(M, rules=both)] == ["first", "other"]
+
+
 def test_the_key_is_that_of_earlier_sweeps():
     """A change here makes every file of records forgotten: then raise `record.VERSION`."""
     table = ShardingRules(axes={"batch": "data"}, fallback={})
     (cell,) = grid("m", ["2x4"], {"mine": table}, ["8x256"])
-    assert cell.key == "029c14e42755b02e"
+    assert cell.key == "9025d685e1dddfa1"
 
 
 def test_a_table_says_the_same_however_it_was_written():

@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     model = made / "tiny.gguf"
     model.write_bytes(gguf_bytes({**metadata(), "llama.block_count": 1}, one_layer))
     convert(model, made / "tiny", "float32")
-    (made / "alike.toml").write_text('preset = "1d"\n')
+    (made / "alike.toml").write_text('preset = "1d"\n[fallback]\nmlp = "error"\n')
     (made / "whole.toml").write_text('[axes]\nvocab = ""\n')
     return made
 

@@ -48,6 +48,20 @@ def test_logits_are_kept_whole(tmp_path):
     probe.keep(path, made)
     np.testing.assert_array_equal(probe.load_file(path), made)
     assert [one.name for one in path.parent.iterdir()] == ["a.npy"]
+    whole = path.read_bytes()
+    for left in (0, 20, len(whole) - 4):
+        path.write_bytes(whole[:left])
+        with pytest.raises(ConfigError, match="the logits cannot be read"):
+            probe.load_file(path)
+
+
+def test_names_of_logits_are_durable_too(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(probe, "sync_folder", lambda path: synced.append((path, [*path.iterdir()])))
+    path = tmp_path / "logits" / "a.npy"
+    for _ in range(2):
+        probe.keep(path, np.zeros((1, 2), np.float32))
+    assert synced == [(tmp_path, [path.parent]), (path.parent, [path]), (path.parent, [path])]
 
 
 def test_a_layout_is_known_by_where_things_lie():

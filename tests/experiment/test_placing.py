@@ -82,6 +82,25 @@ def test_equal_tables_move_nothing():
     assert (list(found.rows), found.notes[0].split(";")[0]) == ([], "nothing moves")
 
 
+def test_columns_of_one_name_are_told_apart():
+    for one, other in ((PRESETS["1d"], PRESETS["fsdp"]), ("1d", "1d")):
+        assert diff(one, other, M, "2x4").header[2:6] == (
+            "first",
+            "second",
+            "MB first",
+            "MB second",
+        )
+    assert diff("1d", PRESETS["fsdp"], M, "2x4").header[2:4] == ("1d", "rules")
+
+
+@pytest.mark.parametrize(("mesh", "slices"), [("all", "v5e:2x4"), ("8", "v5e:2x4,v6e:2x4")])
+def test_a_report_is_of_one_mesh_and_one_slice(mesh, slices):
+    with pytest.raises(ConfigError, match=r"one mesh and one slice; nearest: mesh \d"):
+        report(M, mesh, topology=slices)
+    with pytest.raises(ConfigError, match="one mesh and one slice"):
+        explain("up_proj", M, mesh, topology=slices)
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(MeshError, match="has 8"):
         report(M, "4x4", "1d", "v5e:2x4")

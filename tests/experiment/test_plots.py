@@ -5,7 +5,7 @@ import struct
 
 import matplotlib as mpl
 import pytest
-from experiment.made_records import GB, cells, record, records
+from experiment.made_records import GB, WHERE, cells, record, records
 from matplotlib.collections import LineCollection
 
 from tpuinfer.errors import ConfigError
@@ -61,6 +61,16 @@ def test_what_did_not_run_is_drawn_at_its_bound():
     assert all(bar.get_hatch() for bar in steps.patches)
     legend = [one.get_text() for one in steps.get_legend().get_texts()]
     assert legend == ["1d (bound)", "data (bound)"]
+
+
+def test_devices_that_are_simulated_are_told_wherever_they_stand():
+    real, simulated = (
+        record(cell, where={**WHERE, "simulated": made})
+        for cell, made in zip(cells()[:2], (False, True), strict=True)
+    )
+    said = "simulated devices on one machine"
+    assert said in plot([real, simulated]).get_suptitle()
+    assert said not in plot([real]).get_suptitle()
 
 
 def test_unknown_collectives_are_a_question_mark():

@@ -6,6 +6,7 @@ import pytest
 from experiment.made_records import cells, record
 
 from tpuinfer.errors import ConfigError
+from tpuinfer.experiment import journal
 from tpuinfer.experiment.journal import Journal, load
 from tpuinfer.experiment.record import VERSION, Record
 
@@ -93,8 +94,43 @@ def test_a_record_lacks_a_field(made):
     data = made[0].as_json()
     assert Record.from_json({**data, "later": 1}, "here") == made[0]
     del data["where"]
-    with pytest.raises(ConfigError, match="here: a record lacks fields"):
+    with pytest.raises(ConfigError, match="here: a record lacks where"):
         Record.from_json(data, "here")
+
+
+@pytest.mark.parametrize(
+    ("change", "lacks"),
+    [
+        ({"cell": {}}, r"cell\.model, cell\.topology"),
+        ({"cell": None}, "cell;"),
+        ({"where": {"how": "ran"}}, r"where\.platform"),
+        ({"key": ""}, "key;"),
+        ({"hbm": {"weights": 1}}, r"hbm\.rings"),
+        ({"logits": {}}, r"logits\.file"),
+        ({"programs": {}}, r"programs\.decode;"),
+        ({"programs": {"decode": {"limit": "memory"}}}, r"programs\.decode\.bound_ms"),
+        ({"programs": []}, "programs;"),
+    ],
+)
+def test_a_line_without_what_is_read_of_it_is_named(path, made, change, lacks):
+    lines = [one.as_json() for one in made[:2]]
+    lines[1] |= change
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    with pytest.raises(ConfigError, match=rf"sweep\.jsonl:2: a record lacks .*{lacks}"):
+        load(path)
+
+
+def test_a_refused_cell_needs_no_figures(path, made):
+    nothing = {"status": "refused", "programs": {}, "hbm": None, "logits": None}
+    path.write_text(json.dumps(made[0].as_json() | nothing) + "\n")
+    assert load(path)[0].status == "refused"
+
+
+def test_the_files_name_is_durable_before_a_line_is(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(journal, "sync_folder", synced.append)
+    with Journal(tmp_path / "sweep.jsonl"):
+        assert synced == [tmp_path]
 
 
 def test_a_record_tells_its_figures(made):

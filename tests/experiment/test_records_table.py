@@ -2,6 +2,7 @@
 
 from experiment.made_records import cells, record, records
 
+from tpuinfer.experiment import grid
 from tpuinfer.experiment.as_table import best, table
 
 
@@ -50,6 +51,17 @@ def test_fallbacks_and_bits_are_told():
         "5 / 0.005",
     )
     assert "traffic" not in row
+
+
+def test_the_context_of_slots_that_memory_decides_is_told():
+    made = []
+    for context in (2048, 4096, "auto", None):
+        (cell,) = grid("tiny", slots=["auto"], context=context)
+        made.append(record(cell))
+    found = table(made)
+    at = found.header.index("context")
+    assert [row[at] for row in found.rows] == ["2048", "4096", "auto", "-"]
+    assert "context" not in str(table([record(cell) for cell in cells()]))
 
 
 def test_a_notebook_gets_html_that_is_escaped():

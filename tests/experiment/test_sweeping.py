@@ -8,9 +8,10 @@ import pytest
 from experiment.made_records import Stand, cells, too_much
 
 from tpuinfer.errors import CheckpointError, ConfigError, MeshError
-from tpuinfer.experiment import difference, probe, running, sweeping
+from tpuinfer.experiment import difference, running, sweeping
 from tpuinfer.experiment.source import Source
 from tpuinfer.experiment.sweeping import sweep
+from tpuinfer.sharding.presets import PRESETS
 
 
 @pytest.fixture
@@ -25,8 +26,7 @@ def stand(monkeypatch):
     monkeypatch.setattr(Source, "check", lambda source: None)
 
     def reference(sweep, cell, source):
-        probe.keep(sweep._book.folder / "r.npy", np.full((4, 8), np.log(0.125), np.float32))
-        return "r.npy"
+        return "r.npy", np.full((4, 8), np.log(0.125), np.float32), None
 
     monkeypatch.setattr(sweeping._Sweep, "_reference", reference)
     return made
@@ -98,6 +98,27 @@ def test_other_bits_are_told(out, stand):
     assert (found[0].logits["equal"], found[1].logits["equal"]) == (True, False)
     assert sum("lies alike and has other bits" in line for line in said) == 2
     assert difference(found[0], found[1]).max == found[1].logits["max"]
+
+
+@pytest.mark.parametrize("left", [None, b"", b"\x93NUMPY torn"])
+def test_a_cell_that_ran_is_kept_though_its_twins_logits_are_gone(out, stand, left):
+    (first, _), given = sweep(cells(["1"]), out), cells(["1"], ("1d", "data", "fsdp"))
+    file = first.folder / first.logits["file"]
+    file.unlink() if left is None else file.write_bytes(left)
+    assert sweep(given, out)[2].logits["same_layout"] == given[1].key
+    for other in file.parent.iterdir():
+        other.unlink()
+    found = sweep(cells(["1"], ("1d", "data", "fsdp", "2d")), out)[3]
+    assert (found.status, found.logits["same_layout"], found.logits["same_bits"]) == (
+        *("ok", None, None),
+    )
+
+
+def test_a_renamed_table_does_not_run_again(out, stand):
+    sweep(cells(["1"], {"old": PRESETS["fsdp"]}), out)
+    (found,) = sweep(cells(["1"], {"new": PRESETS["fsdp"]}), out)
+    assert (found.cell["rules"], stand.ran) == ("new", ["1/old"])
+    assert len(out.read_text().splitlines()) == 1
 
 
 def test_records_of_other_devices_are_not_mixed(out, stand):

@@ -62,6 +62,20 @@ CASES = {
         (),
         {"reduce-scatter": 1, "all-to-all": 1, "all-gather": 1},
     ),
+    "rows go home over two axes, made in another order than rows have them": (
+        "down",
+        "data=2,expert=2,model=2",
+        {"batch": ("data", "expert"), "embed": ("expert", "data"), "mlp": "model"},
+        (),
+        {"all-gather": 2, "reduce-scatter": 1, "all-to-all": 2},
+    ),
+    "the same without a sum": (
+        "down",
+        "data=2,expert=2,model=2",
+        {"batch": ("data", "expert"), "embed": ("expert", "data")},
+        (),
+        {"all-gather": 1, "all-to-all": 2},
+    ),
     "rows on two axes, of which one is summed over": (
         "down",
         "data=2,expert=2,model=2",

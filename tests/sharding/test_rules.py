@@ -38,6 +38,17 @@ from tpuinfer.sharding.rules import ShardingRules
         ({"fallback": {"mlp": "pad"}}, "fallback of 'mlp' is 'pad': replicate or error"),
         ({"fallback": {"mlp": "repeat"}}, "fallback of 'mlp' is 'repeat': replicate or error"),
         ({"fallback": {"kv_heads": "pad"}}, "is 'pad': replicate or error or repeat"),
+        ({"gather": "embed"}, "gather is 'embed': write a list of axes"),
+        ({"gather": [1]}, "rules name 1, which is no logical axis; nearest: "),
+        ({"prefill": "2d"}, "prefill is '2d': give a ShardingRules"),
+        (
+            {"axes": {"expert": "data", "expert_mlp": "model", "expert_embed": "model"}},
+            "'expert_mlp' and 'expert_embed' on 'model', .*; nearest: expert_embed on 'expert'",
+        ),
+        (
+            {"prefill": ShardingRules(fallback={"batch": "error", "kv_heads": "replicate"})},
+            "fallback of 'kv_heads' is 'replicate' for prefill and 'repeat' for decode",
+        ),
         ({"gather": ["heads"]}, "gather names 'heads'; .*; nearest: "),
         ({"gather": ["embd"]}, "'embd', which is no logical axis; nearest: 'embed'"),
         (
@@ -90,6 +101,8 @@ def test_rules_are_read_and_absent_ones_keep_their_defaults(toml):
         ("[axes]\nheads = false", "'heads' on False"),
         ("[axes]\nheads = ['modle']", "nearest: 'model'"),
         ("[axes]\nheads = ['model', 1]", "'heads' on 1; the mesh axes are"),
+        ("preset = ['1d']", "preset is \\['1d'\\]; nearest: "),
+        ("gather = [1]", "rules.toml: rules name 1, which is no logical axis"),
         ("preset = '3d'", "rules.toml: preset is '3d'; nearest: '2d'"),
         ("gather = 'embed'", "gather is 'embed': write a list of axes"),
         ("prefill = 1", r"prefill is 1: write a table, \[prefill\]"),
@@ -134,3 +147,9 @@ def test_presets_are_loaded_by_name():
 def test_lists_and_tuples_of_one_are_that_one():
     rules = ShardingRules(axes={"mlp": ["model"], "vocab": []})
     assert rules.axes == {"mlp": "model", "vocab": None}
+
+
+def test_rows_are_cut_by_every_mesh_axis_that_they_lie_on():
+    mesh = {"data": 2, "expert": 3, "model": 4}
+    cut = {name: table.data_shards(mesh) for name, table in PRESETS.items()}
+    assert cut == {**dict.fromkeys(PRESETS, 2), "data": 24, "expert": 6}

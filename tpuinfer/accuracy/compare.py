@@ -23,7 +23,9 @@ from tpuinfer.engine import build
 from tpuinfer.engine.plan import Plan, abstract_weights, repeated
 from tpuinfer.errors import ConfigError
 from tpuinfer.quant.qarray import bytes_of
-from tpuinfer.sharding.mesh import DATA, parse_mesh
+from tpuinfer.sharding.mesh import parse_mesh
+from tpuinfer.sharding.presets import load_rules
+from tpuinfer.sharding.rules import ShardingRules
 from tpuinfer.sharding.simulate import prepare_cpu_devices
 from tpuinfer.tokenizer.load import load_tokenizer
 
@@ -177,11 +179,12 @@ class _Reading:
 
 
 def _plan(variant: Variant, window: int, cache_dir: Path | None, progress: Progress) -> Plan:
-    slots = dict(parse_mesh(variant.mesh).axes).get(DATA, 1)
+    rules = load_rules(variant.rules) if variant.rules else ShardingRules()
+    slots = rules.data_shards(dict(parse_mesh(variant.mesh).axes))
     return build.make_plan(
         variant.model,
         mesh=variant.mesh,
-        rules=variant.rules,
+        rules=rules,
         dtype=variant.dtype,
         weights=variant.weights,
         engine=EngineConfig.parse(f"{slots}x{window}", ring=variant.ring),

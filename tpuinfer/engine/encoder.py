@@ -22,7 +22,7 @@ from tpuinfer.programs.compile import compile_programs, use_compilation_cache
 from tpuinfer.programs.encode import encode_specs
 from tpuinfer.programs.guard import CompileGuard
 from tpuinfer.sharding.layout import Layout, resolve
-from tpuinfer.sharding.mesh import DATA, build_mesh, parse_mesh
+from tpuinfer.sharding.mesh import build_mesh, parse_mesh
 from tpuinfer.sharding.report import Placement, Sized, place
 from tpuinfer.sharding.rules import ShardingRules
 
@@ -106,7 +106,7 @@ def encoder_plan_of(
     engine = engine or EngineConfig()
     _refuse_what_decoders_have(engine)
     devices = build_mesh(parse_mesh(mesh))
-    sizes = registry.axis_sizes(config, devices.shape[DATA])
+    sizes = registry.axis_sizes(config, slots=0)  # as many rows as are wanted
     return EncoderPlan(
         path=path,
         config=config,

@@ -36,18 +36,20 @@ def schemes_of(
         found = Schemes.parse(asked).resolve(able)
     for name, scheme in found.items():
         inner = able[name].axes[-able[name].contracted]
-        shards = layout.stored_shards(inner) if inner else 1
-        width = math.prod(able[name].shape[-able[name].contracted :])
-        size = scheme.group
-        if size is None or width // size % shards == 0:
+        if inner is None or scheme.group is None:
             continue
-        while size > 1 and width // size % shards:
-            size //= 2
-        raise MeshError(
-            f"weights: {scheme} cuts rows of {name} into {width // (scheme.group or 1)} groups, "
-            f"which {layout.decisions[inner or ''].mesh_axis}={shards} does not divide; nearest: "
-            f"{Scheme(scheme.word, size) if size >= 8 else 'int8'}"
-        )
+        width, size = math.prod(able[name].shape[-able[name].contracted :]), scheme.group
+        for one in (layout, layout.prefill):
+            shards, places = one.decisions[inner].shards, one.decisions[inner].mesh_axis
+            if width // size % shards == 0:
+                continue
+            while size > 1 and width // size % shards:
+                size //= 2
+            raise MeshError(
+                f"weights: {scheme} cuts rows of {name} into {width // scheme.group} groups, "
+                f"which {places}={shards} does not divide; nearest: "
+                f"{Scheme(scheme.word, size) if size >= 8 else 'int8'}"
+            )
     return found
 
 

@@ -183,6 +183,7 @@ _COLUMNS = (
     _Column("mesh", lambda record: record.mesh),
     _Column("rules", lambda record: record.cell["rules"]),
     _Column("slots", lambda record: record.cell["slots"]),
+    _Column("context", lambda record: record.context),
     _Column("weights", lambda record: record.cell["weights"]),
     _Column("ring", lambda record: record.cell["ring"]),
     _Column("dtype", lambda record: record.cell["dtype"]),

@@ -49,7 +49,8 @@ class Cell:
       topology: a slice that is described, such as v5e:4x4; None = the devices here.
       mesh: how the slice, or the devices, are laid out.
       rules: what the table is called. table: the table itself.
-      slots: as `--slots` has it. engine: what that and the ring say, read.
+      slots: as `--slots` has it, with the context where that is given apart. engine: what these,
+        the context and the ring say, read.
       weights, dtype: as the flags of these names.
       steps: decode steps in one dispatch; None = by the platform.
       compile: of a slice: ask the TPU compiler.
@@ -71,9 +72,10 @@ class Cell:
     def key(self) -> str:
         """16 hexadecimal digits of all that decides the outcome: of the table, what it says.
 
-        Not in it: the devices here, versions, and what a model's files hold.
+        Not in it: what the table is called, the devices here, versions, and what a model's files
+        hold.
         """
-        return digest(self.as_json())
+        return digest({name: one for name, one in self.as_json().items() if name != "rules"})
 
     def as_json(self) -> dict[str, Any]:
         """The cell as a record has it."""
@@ -84,6 +86,8 @@ class Cell:
             "rules": self.rules,
             "table": table_data(self.table),
             "slots": self.slots,
+            "context": self.engine.classes[-1].context,
+            "fit": self.engine.fit,
             "context_policy": self.engine.context_policy,
             "sinks": self.engine.sinks,
             "ring": self.engine.ring,
@@ -112,7 +116,8 @@ def grid(
     Args:
       meshes: each as `--mesh` takes it: "8", "2x4", "data=2,expert=4,model=2"; of a topology also
         "all": every way to lay data and model over it.
-      rules: names of presets and TOML files, or tables by names of one's own.
+      rules: names of presets and TOML files, or tables by names of one's own; those that say the
+        same are one, under the first name.
       slots: each as `--slots` takes it, such as "8x256" or "48x2048,8x16384".
       topology: a slice to plan for, or several; None = the devices here.
 
@@ -178,8 +183,13 @@ def table_data(table: ShardingRules) -> dict[str, Any]:
 
 
 def unique(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells in their order, each once."""
-    return list({cell.key: cell for cell in cells}.values())
+    """The cells in their order, each once: of those that only their tables' names tell apart the
+    first.
+    """
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        found.setdefault(cell.key, cell)
+    return list(found.values())
 
 
 def digest(value: Any) -> str:
@@ -202,11 +212,11 @@ def _shapes(meshes: Sequence[str], topology: str | None) -> list[MeshShape]:
 
 def _several(given: Sequence[str] | str | int) -> list[str]:
     """A list of texts, were it one alone."""
-    return [str(given)] if isinstance(given, str | int) else [str(one) for one in given]
+    return [str(one).strip() for one in ([given] if isinstance(given, str | int) else given)]
 
 
 def _with_context(text: str, context: int | str) -> str:
-    """Slots that say their length themselves, so that records do."""
+    """Slots that say their length themselves, so that people read it; auto has no such form."""
     return text if "x" in text or text == "auto" else f"{text}x{context}"
 
 

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from tpuinfer.errors import ConfigError
 from tpuinfer.experiment.record import Record
+from tpuinfer.offline.disk import sync_folder
 
 
 class Journal:
@@ -114,6 +115,7 @@ def _opened(path: Path) -> int:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        sync_folder(path.parent)  # else a power loss may take the file with all its lines
     except OSError as error:
         if handle >= 0:
             os.close(handle)

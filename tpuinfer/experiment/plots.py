@@ -127,6 +127,7 @@ def _bars(records: Sequence[Record]) -> _Bars:
         lambda one: one.mesh,
         lambda one: str(one.cell["rules"]),
         lambda one: str(one.cell["slots"]),
+        lambda one: f"context {one.context}",
         lambda one: str(one.cell["weights"]),
         lambda one: f"ring {one.cell['ring']}",
     ]
@@ -145,7 +146,6 @@ def _bars(records: Sequence[Record]) -> _Bars:
 
 def _title(records: Sequence[Record]) -> str:
     """What all cells have alike."""
-    where = records[0].where
     parts = [
         {str(one.cell["model"]) for one in records},
         {str(one.cell["topology"] or one.where["device_kind"]) for one in records},
@@ -153,7 +153,7 @@ def _title(records: Sequence[Record]) -> str:
         {f"{one.where['how']}" for one in records},
     ]
     words = [values.pop() for values in parts if len(values) == 1]
-    if where["simulated"]:
+    if any(one.where["simulated"] for one in records):
         words.append("simulated devices on one machine")
     return ", ".join(words)
 

@@ -2,7 +2,8 @@
 
 The same tokens go through every cell: 48 by chunks of a prefill, then 16 one by one in the form of
 a decode, over rings of their own. What is kept is [tokens, V] float32, log-probabilities of the
-next token in nats. Slots play no part: two cells that differ in them alone have the same bits.
+next token in nats. Slots play no part: two cells that differ in them alone have the same bits,
+unless their contexts give them other rotary factors (longrope).
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from tpuinfer.errors import ConfigError
 from tpuinfer.experiment.cell import digest
 from tpuinfer.experiment.record import Record
 from tpuinfer.models import registry
+from tpuinfer.offline.disk import sync_folder
 from tpuinfer.platform import for_attention, platform_settings
 from tpuinfer.programs.compile import compile_programs
 from tpuinfer.programs.logits import DECODE_NAME, NAME, Mode, log_probs_spec
@@ -67,7 +69,7 @@ def read(plan: Plan, params: Params) -> Logits:
     Raises:
       MeshError: the devices have not enough memory. ArithmeticError: what comes out is no number.
     """
-    probe = _probe(plan)
+    probe = small(plan)
     shards = probe.layout.shards("batch")
     state, _ = abstract_device(probe)
     specs = [_spec(probe, state.rings, "prefill"), _spec(probe, state.rings, "decode")]
@@ -138,7 +140,7 @@ def load(record: Record) -> Logits:
     """The logits of a record.
 
     Raises:
-      ConfigError: nothing ran, or the file is gone.
+      ConfigError: nothing ran, or the file is gone or torn.
     """
     if record.logits is None or record.folder is None:
         what = f"{record.cell['rules']} on {record.mesh}"
@@ -147,28 +149,35 @@ def load(record: Record) -> Logits:
 
 
 def load_file(path: Path) -> Logits:
-    """Logits that `keep` wrote."""
+    """Logits that `keep` wrote.
+
+    Raises:
+      ConfigError: the file is gone or torn.
+    """
     try:
         found: Logits = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"{path}: the logits cannot be read ({error})") from error
     return found
 
 
 def keep(path: Path, logits: Logits) -> None:
-    """Write logits so that a kill leaves all of them or none.
+    """Write logits so that a kill or a power loss leaves all of them or none.
 
     Raises:
       ConfigError: the disk is full or fails.
     """
     new = path.with_suffix(".new")
     try:
-        path.parent.mkdir(exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)
+            sync_folder(path.parent.parent)
         with open(new, "wb") as file:
             np.save(file, logits, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -185,8 +194,11 @@ def _pieces(vocab: int) -> list[tuple[int, list[int]]]:
     return chunks + [(at, ids[at : at + 1]) for at in range(PREFILLED, len(ids))]
 
 
-def _probe(plan: Plan) -> Plan:
-    """The plan with one slot a data shard, whatever slots it had."""
+def small(plan: Plan) -> Plan:
+    """The plan with one short slot a data shard, whatever slots it had: what `read` runs.
+
+    Its rotary factors stay those of the plan's own context.
+    """
     mesh, layout = plan.layout.mesh, plan.layout
     context = min(plan.config.context, _CONTEXT)
     engine = EngineConfig(

@@ -1,10 +1,14 @@
 """What became of a cell: a line of JSON, version 1.
 
     version          1; a field that is there keeps its meaning within a version, others may come
-    key              16 hexadecimal digits of the cell; of lines with one key the last holds
+    key              16 hexadecimal digits of the cell, all of it but `rules`; of lines with one key
+                     the last holds
     cell             what was tried: model, topology (null = the devices here), mesh {axis: size},
-                     rules (the table's name), table (what it says), slots, ring, weights, dtype,
-                     steps, attention, context_policy, sinks, compile
+                     rules (the table's name when this was done), table (what it says), slots,
+                     context (tokens of the longest slots; null = by the model and the platform, or
+                     by the memory), fit (what the memory was to decide: "nothing", "slots",
+                     "context" or "both"), ring, weights, dtype, steps, attention, context_policy,
+                     sinks, compile
     where            how: "ran", "compiled" (by the TPU compiler, nothing ran) or "reckoned" (from
                      shapes alone); platform, device_kind, devices (of the mesh), simulated (devices
                      of a CPU that is one machine), weights ("checkpoint", "random" or null), and
@@ -31,12 +35,12 @@
     logits           log-probabilities of the next token, in nats, after 48 tokens of a prefill and
                      16 that were decoded one by one; null = nothing ran:
       tokens, file   how many tokens; where they lie, in the folder OUT.logits
-      reference      the file of those on one device under the default rules; why: why there is
-                     none
+      reference      the file of those on one device under the default rules, with the rotary
+                     factors of this cell's context; why: why there is none
       max, mean      absolute differences from it, over tokens and the whole vocabulary
       top1, equal    share of tokens whose most likely next one is the same; whether every bit is
-      same_layout, same_bits      key of the first cell whose arrays lie as this one's do, and
-                     whether both have the same bits, as they must; null = there is none
+      same_layout, same_bits      key of the first cell whose arrays lie as this one's do and whose
+                     file is there, and whether both have the same bits, as they must; null = none
     replicated       [{axis, why}]: what the rules would cut and this mesh does not
     repeats          how often each KV head is kept
     resharding_bytes    of weights that each call of a prefill with rules of its own sends a device;
@@ -59,6 +63,16 @@ VERSION = 1
 Status = Literal["ok", "does not fit", "refused", "failed"]
 
 _DECODE = "decode"
+
+_OF_PROGRAM = ("bound_ms", "limit", "measured_ms")
+
+_ENTRIES = {
+    "cell": ("model", "topology", "mesh", "rules", "slots", "ring", "weights", "dtype"),
+    "where": ("how", "platform", "device_kind", "simulated"),
+    "hbm": ("weights", "rings", "state", "temporaries", "headroom", "capacity"),
+    "logits": ("file", "max", "mean", "top1", "equal", "same_bits", "why"),
+}
+"""What tables and plots read of a line; the last two may be null."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,14 @@ class Record:
         return next((one for name, one in self.programs.items() if name != _DECODE), {})
 
     @property
+    def context(self) -> int | str | None:
+        """What was asked beside slots auto: tokens or auto; None = nothing, or the slots say it."""
+        if self.cell["slots"] != "auto":
+            return None
+        tokens: int | None = self.cell.get("context")
+        return "auto" if self.cell.get("fit") == "both" else tokens
+
+    @property
     def step_ms(self) -> float | None:
         """Measured milliseconds of a decode step; where nothing ran, its bound."""
         measured = self.decode.get("measured_ms")
@@ -127,7 +149,7 @@ class Record:
           where: file and line, for the message.
 
         Raises:
-          ConfigError: it is no record, or of another version.
+          ConfigError: it is no record, of another version, or lacks something; names what.
         """
         if not isinstance(found, Mapping) or "version" not in found or "cell" not in found:
             raise ConfigError(f"{where}: is no record of a sweep; give another --out")
@@ -137,9 +159,33 @@ class Record:
                 f"{VERSION}; give another --out"
             )
         names = {one.name for one in dataclasses.fields(cls)} - {"folder"}
-        try:
-            return cls(
-                **{name: value for name, value in found.items() if name in names}, folder=folder
+        if lacking := _lacking(found):
+            raise ConfigError(
+                f"{where}: a record lacks {', '.join(lacking)}; take the line out, and its cell "
+                "runs again, or give another --out"
             )
-        except TypeError as error:
-            raise ConfigError(f"{where}: a record lacks fields ({error})") from error
+        return cls(**{name: value for name, value in found.items() if name in names}, folder=folder)
+
+
+def _lacking(found: Mapping[str, Any]) -> list[str]:
+    """Names of what a line must have and has not."""
+    lacking = [name for name in ("key", "where", "status") if not found.get(name)]
+    for part, names in _ENTRIES.items():
+        if part in ("cell", "where") or found.get(part) is not None:
+            lacking += _absent(part, found.get(part), names)
+    if not lacking and not isinstance(found["cell"]["mesh"], Mapping):
+        lacking.append("cell.mesh")
+    programs = found.get("programs", {})
+    if not isinstance(programs, Mapping):
+        return [*lacking, "programs"]
+    if found.get("status") == "ok" and _DECODE not in programs:
+        lacking.append(f"programs.{_DECODE}")
+    for name, program in programs.items():
+        lacking += _absent(f"programs.{name}", program, _OF_PROGRAM)
+    return lacking
+
+
+def _absent(part: str, found: Any, names: Sequence[str]) -> list[str]:
+    if not isinstance(found, Mapping):
+        return [part]
+    return [f"{part}.{name}" for name in names if name not in found]

@@ -19,6 +19,7 @@ from tpuinfer.experiment.as_table import Table
 from tpuinfer.experiment.cell import DEFAULT_RULES, grid, tables_of
 from tpuinfer.models import registry
 from tpuinfer.planning import question, travel
+from tpuinfer.planning import topology as slices
 from tpuinfer.sharding import moves
 from tpuinfer.sharding.layout import Layout, resolve
 from tpuinfer.sharding.mesh import abstract_mesh
@@ -130,7 +131,7 @@ def diff(
     """What lies elsewhere, or is used elsewhere, under another table, and what a device then holds.
 
     "MB sent" is what the device that is sent most gets, were the weights moved from one to the
-    other.
+    other. Columns are called as the tables are; "first" and "second" where both have one name.
 
     Raises:
       ConfigError, MeshError: what cannot be, under either.
@@ -152,6 +153,8 @@ def diff(
             megabytes = [_NONE if size is None else f"{size / 1e6:.2f}" for size in (*sizes, moved)]
             rows.append((row.name, str(row.count), *places, *megabytes))
     names = [next(iter(tables_of(rules))) for rules in (one, other)]
+    if names[0] == names[1]:
+        names = ["first", "second"]
     header = ("array", "count", *names, *(f"MB {name}" for name in names), "MB sent")
     total = f"all arrays: {sums[0] / 1e6:.2f} MB a device, then {sums[1] / 1e6:.2f}"
     return Table(header, rows, notes=(total if rows else f"nothing moves; {total}",))
@@ -165,7 +168,14 @@ def _moved(one: Plan, other: Plan) -> Sequence[Moved]:
 
 
 def _plan(model: str, mesh: str, rules: Rules, topology: str | None, slots: str) -> Plan:
-    (cell,) = grid(model, [mesh], rules, [slots], topology)
+    cells = grid(model, [mesh], rules, [slots], topology)
+    if len(cells) != 1:
+        one = f"mesh {slices.written(cells[0].mesh)}, topology {cells[0].topology}"
+        raise ConfigError(
+            f"mesh is {mesh!r} and topology {topology!r}: that is {len(cells)} cells, here goes "
+            f"one mesh and one slice; nearest: {one}"
+        )
+    cell = cells[0]
     if cell.topology is not None:
         return question.lay_out(described.asked(cell))
     _, config = question.find_model(model)

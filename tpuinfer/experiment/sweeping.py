@@ -1,5 +1,6 @@
 """All cells, one after the other; what is done is kept, and not done again."""
 
+import contextlib
 import dataclasses
 import gc
 import importlib.metadata
@@ -13,6 +14,8 @@ import jax
 
 from tpuinfer.checkpoint.load import default_cache_dir
 from tpuinfer.config import EngineConfig
+from tpuinfer.engine.identity import identity
+from tpuinfer.engine.plan import Plan
 from tpuinfer.errors import ConfigError, MeshError, OutOfMemoryError, TpuinferError
 from tpuinfer.experiment import described, probe, running
 from tpuinfer.experiment.cell import DEFAULT_RULES, Cell, digest, replaced, unique
@@ -25,6 +28,9 @@ from tpuinfer.sharding.rules import ShardingRules
 from tpuinfer.sharding.simulate import prepare_cpu_devices
 
 Note = Callable[[str], None]
+
+_BEHIND_BITS = ("weights", "stored", "params", "files", "platform", "device_kind")
+"""Of `engine.identity`: what the bits of logits depend on beside the layout."""
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +60,8 @@ def sweep(
       cache_dir: where models are kept; None = the user's cache.
 
     Returns:
-      A record for each cell, in the order of the cells.
+      A record for each cell, in the order of the cells; its `rules` is the name that the cell has
+      now, in the file stands the one it was run under.
 
     Raises:
       ConfigError: the file cannot be written or is no sweep's; there is no such model; or compile
@@ -81,8 +88,12 @@ def sweep(
             done = sum(book.get(cell.key) is not None for cell in chosen)
             say(f"{done} of {len(chosen)} cells are in {out}; the same command goes on")
             raise
-        found = [book.get(cell.key) for cell in chosen]
-    return [record for record in found if record is not None]
+        found = [(cell, book.get(cell.key)) for cell in chosen]
+    return [_renamed(record, cell) for cell, record in found if record is not None]
+
+
+def _renamed(record: Record, cell: Cell) -> Record:
+    return dataclasses.replace(record, cell={**record.cell, "rules": cell.rules})
 
 
 def _chosen(cells: Sequence[Cell], compile: bool) -> list[Cell]:
@@ -154,49 +165,74 @@ class _Sweep:
         self._say(f"compiled {program}")
 
     def _here(self, cell: Cell, source: Source, earlier: Sequence[str]) -> dict[str, Any]:
-        reference = self._reference(cell, source)
+        reference, beside, why = self._reference(cell, source)
         fields, logits = running.run(cell, source)
         file = f"{cell.key}.npy"
         probe.keep(self._book.folder / file, logits)
-        told: dict[str, Any] = dict.fromkeys(("reference", "max", "mean", "top1", "equal", "why"))
-        told |= {"tokens": len(logits), "file": file}
-        if reference in self._why:
-            told["why"] = self._why[reference]
-        else:
-            told["reference"] = reference
-            other = probe.load_file(self._book.folder / reference)
-            told |= probe.difference(logits, other).as_json()
+        told: dict[str, Any] = dict.fromkeys(("max", "mean", "top1", "equal"))
+        told |= {"reference": reference, "why": why, "tokens": len(logits), "file": file}
+        if beside is not None:
+            told |= probe.difference(logits, beside).as_json()
         return {**fields, "logits": told | self._twin(fields["layout"], logits, earlier)}
 
-    def _reference(self, cell: Cell, source: Source) -> str:
-        """The file with the logits on one device under the default rules; made the first time."""
+    def _reference(
+        self, cell: Cell, source: Source
+    ) -> tuple[str | None, probe.Logits | None, str | None]:
+        """The logits on one device under the default rules; made where they are not in a file yet.
+
+        A context may decide on rotary factors (longrope), so the cell's longest is taken.
+
+        Returns:
+          (file, logits, None), or (None, None, why there are none).
+
+        Raises:
+          ConfigError, MeshError: the cell itself cannot be.
+        """
+        slots = f"1x{source.plan(cell).context}"
         alone = dataclasses.replace(
             cell,
             mesh=parse_mesh(1),
             rules=DEFAULT_RULES,
             table=ShardingRules(),
-            slots="1",
-            engine=EngineConfig.parse(1, ring=cell.engine.ring, attention=cell.engine.attention),
+            slots=slots,
+            engine=EngineConfig.parse(
+                slots, ring=cell.engine.ring, attention=cell.engine.attention
+            ),
         )
-        name = f"reference-{digest(alone.as_json())}.npy"
-        if name in self._why or (self._book.folder / name).exists():
-            return name
+        name = alone.key
         try:
             plan = source.plan(alone)
-            running.refuse_too_much(plan)
-            probe.keep(self._book.folder / name, probe.read(plan, source.params(plan)))
+            name = _reference_name(alone, plan)
+            if name in self._why:
+                return None, None, self._why[name]
+            path = self._book.folder / name
+            with contextlib.suppress(ConfigError):  # not there yet, gone or torn
+                return name, probe.load_file(path), None
+            running.refuse_too_much(probe.small(plan))
+            logits = probe.read(plan, source.params(plan))
+            probe.keep(path, logits)
         except Exception as error:  # cells are worth running without it
-            self._why[name] = f"no reference on one device: {_failed(error)['why']}"
-            self._say(self._why[name])
-        return name
+            why = f"no reference on one device: {_failed(error)['why']}"
+            if self._why.get(name) != why:
+                self._say(why)
+            self._why[name] = why
+            return None, None, why
+        return name, logits, None
 
     def _twin(self, layout: str, logits: probe.Logits, earlier: Sequence[str]) -> dict[str, Any]:
-        """The first cell before this one whose arrays lie alike, and whether its bits are equal."""
+        """The first cell before this one whose arrays lie alike, and whether its bits are equal.
+
+        One whose logits are gone is passed over.
+        """
         for key in earlier:
             other = self._book.get(key)
             if other is None or other.layout != layout or other.logits is None:
                 continue
-            same = probe.difference(logits, probe.load(other)).equal
+            try:
+                same = probe.difference(logits, probe.load(other)).equal
+            except ConfigError as error:
+                _log.debug("%s", error)
+                continue
             if not same:
                 self._say(f"{other.cell['rules']} on {other.mesh} lies alike and has other bits")
             return {"same_layout": key, "same_bits": same}
@@ -214,6 +250,17 @@ class _Sweep:
                     f"{self._book.path}: holds cells that ran on {record.where['device_kind']}, "
                     f"and here is {place['device_kind']}; give another --out"
                 )
+
+
+def _reference_name(alone: Cell, plan: Plan) -> str:
+    """The file of logits: another layout, config, checkpoint, device or jax has another.
+
+    Contexts that give the same rotary factors share one.
+    """
+    said = identity(plan, name=alone.model)
+    behind = {name: said.get(name) for name in _BEHIND_BITS}
+    layout = probe.layout_digest(plan, alone.as_json())
+    return f"reference-{digest([layout, behind, jax.__version__])}.npy"
 
 
 def _prepare_devices(count: int) -> None:

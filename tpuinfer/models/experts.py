@@ -95,8 +95,14 @@ class Mixture(nnx.Module):
             partial = self._mix(form, flat, routing, values[1:], layout).astype(x.dtype)
             return partial.reshape(x.shape)
 
+        values = []
+        for one in maps:
+            value, bias = one.values()
+            if layout.stored(one.axes) != layout.spec(one.axes):
+                x, value = placed.brought(x, value, one.axes, layout)
+            values.append((value, bias))
         where = (meets.spec(2), tuple(one.specs(layout) for one in maps))
-        given = (x, tuple(one.values() for one in maps))
+        given = (x, tuple(values))
         return layout.constrain(placed.total(local, given, where, meets, x.shape), meets.into)
 
     def _route(self, x: jax.Array, value: jax.Array, bias: jax.Array | None) -> experts.Routing:

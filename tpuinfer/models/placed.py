@@ -47,7 +47,7 @@ def apply(
     meets = Meeting(layout, _all(ins), _all(outs), into)
     lead = x.ndim - contracted
     if layout.stored(axes) != layout.spec(axes):
-        x, value = _brought(x, value, axes, layout)
+        x, value = brought(x, value, axes, layout)
     if not meets.summed and not meets.home:
         if meets.together:
             x = _put(x, meets.spec(lead, *ins), layout)
@@ -198,8 +198,7 @@ def _sum_in_pieces(
     x = _apart(scatter(partial, as_place((*kept, *rest, *ends)), near), meets, home)
     for name in reversed(ends):
         x = _to_rows(x, name, home.index(name), x.ndim - 1)
-    for name in reversed(meets.moved):
-        x = _to_rows(x, name, home.index(name), x.ndim - 2)
+    x = _moved_to_rows(x, meets, home)
     if rest:
         x = jax.lax.all_gather(x, rest, axis=x.ndim - 1, tiled=True)
     return _joined(x, len(home))
@@ -208,13 +207,17 @@ def _sum_in_pieces(
 def _split_rows(x: jax.Array, meets: Meeting, home: Names) -> jax.Array:
     """Its own rows for each device, where all have the sum of all."""
     x = _apart(x, meets, home)
-    for name in reversed(home):
-        at = home.index(name)
-        if name in meets.moved:
-            x = _to_rows(x, name, at, x.ndim - 2)
-        else:
-            x = jax.lax.dynamic_index_in_dim(x, jax.lax.axis_index(name), at)
-    return _joined(x, len(home))
+    for name in home:
+        if name not in meets.moved:
+            x = jax.lax.dynamic_index_in_dim(x, jax.lax.axis_index(name), home.index(name))
+    return _joined(_moved_to_rows(x, meets, home), len(home))
+
+
+def _moved_to_rows(x: jax.Array, meets: Meeting, home: Names) -> jax.Array:
+    """What mesh axes made apart comes together, the first of them major, and rows part."""
+    for name in reversed(meets.moved):
+        x = _to_rows(x, name, home.index(name), x.ndim - 2)
+    return x
 
 
 def _apart(x: jax.Array, meets: Meeting, home: Names) -> jax.Array:
@@ -233,7 +236,7 @@ def _joined(x: jax.Array, ahead: int) -> jax.Array:
     return x.reshape(*x.shape[ahead:-2], -1)
 
 
-def _brought(x: jax.Array, value: Any, axes: Axes, layout: Layout) -> tuple[jax.Array, Any]:
+def brought(x: jax.Array, value: Any, axes: Axes, layout: Layout) -> tuple[jax.Array, Any]:
     """A weight where it is used, brought there once `x` is known.
 
     The barrier keeps the compiler from bringing weights of many layers ahead, which would then all

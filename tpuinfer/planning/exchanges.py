@@ -9,7 +9,8 @@ step leaves it and the next wants it elsewhere, it travels:
     -       -          ->  data    model         nothing: each device drops what is not its own
 
 Maps, sums and norms are those of `models.placed`: rows come together over mesh axes that cut the
-weight too; sums are reduce-scatters along columns, and travel on from there.
+weight too; sums are reduce-scatters along columns, and travel on from there. A sum that goes in two
+stages (`sharding.reduce.neighbours`) is counted as one: the bytes on the links are the same.
 """
 
 import math

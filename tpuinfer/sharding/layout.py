@@ -216,7 +216,7 @@ class _Case:
         over = " x ".join(f"{name}={self.mesh.shape[name]}" for name in names)
         gathered = self.axis in self.rules.gather
         if size % shards == 0:
-            what = str(size) if size else "columns"
+            what = str(size) if size else "columns" if self.axis == "length" else "rows"
             how = ", gathered where they are used" if gathered else ""
             return Decision(as_place(names), shards, f"{what} over {over}{how}", gathered)
         fallback = self.rules.fallback.get(self.axis, "replicate")

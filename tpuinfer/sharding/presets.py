@@ -76,7 +76,7 @@ def from_data(data: Mapping[str, Any], where: str = "rules") -> ShardingRules:
       MeshError: as `load_rules`.
     """
     name = data.get("preset", "1d")
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         near = difflib.get_close_matches(str(name), PRESETS, n=1, cutoff=0.0)[0]
         raise MeshError(f"{where}: preset is {name!r}; nearest: {near!r}")
     base = _changed(PRESETS[name], data, where)
@@ -89,7 +89,11 @@ def from_data(data: Mapping[str, Any], where: str = "rules") -> ShardingRules:
         if entry in prefill:
             raise MeshError(f"{where}: [prefill] has {entry!r}: it says what differs; leave it out")
     alone = dataclasses.replace(base, prefill=None)
-    return dataclasses.replace(base, prefill=_changed(alone, prefill, f"{where}: [prefill]"))
+    changed = _changed(alone, prefill, f"{where}: [prefill]")
+    try:
+        return dataclasses.replace(base, prefill=changed)
+    except MeshError as error:
+        raise MeshError(f"{where}: {error}") from error
 
 
 def _changed(base: ShardingRules, data: Mapping[str, Any], where: str) -> ShardingRules:
@@ -105,10 +109,13 @@ def _changed(base: ShardingRules, data: Mapping[str, Any], where: str) -> Shardi
     if not isinstance(data.get("gather", []), list | tuple):
         raise MeshError(f"{where}: gather is {data['gather']!r}: write a list of axes")
     axes = {name: None if place == "" else place for name, place in data.get("axes", {}).items()}
-    return dataclasses.replace(
-        base,
-        axes={**base.axes, **axes},
-        fallback={**base.fallback, **data.get("fallback", {})},
-        reduce=data.get("reduce", base.reduce),
-        gather=data.get("gather", base.gather),
-    )
+    try:
+        return dataclasses.replace(
+            base,
+            axes={**base.axes, **axes},
+            fallback={**base.fallback, **data.get("fallback", {})},
+            reduce=data.get("reduce", base.reduce),
+            gather=data.get("gather", base.gather),
+        )
+    except MeshError as error:
+        raise MeshError(f"{where}: {error}") from error

@@ -17,6 +17,7 @@ length, heads may lie on those mesh axes too.
 """
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -103,6 +104,10 @@ class ShardingRules:
     prefill: "ShardingRules | None" = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.gather, str):
+            raise MeshError(f"gather is {self.gather!r}: write a list of axes")
+        if not isinstance(self.prefill, ShardingRules | None):
+            raise MeshError(f"prefill is {self.prefill!r}: give a ShardingRules")
         for name in (*self.axes, *self.fallback, *self.gather):
             if name not in LOGICAL_AXES:
                 near = _nearest(name, LOGICAL_AXES)
@@ -125,16 +130,25 @@ class ShardingRules:
         """The mesh axes that a logical axis is to lie on; none = on every device."""
         return as_names(self.axes.get(axis))
 
+    def data_shards(self, mesh: Mapping[str, int]) -> int:
+        """Into how many parts rows are cut on a mesh of these sizes."""
+        return math.prod(mesh.get(name, 1) for name in self.places("batch"))
+
     def _check_arrays(self) -> None:
         for what, one, other in _ARRAYS:
             for mesh_axis in self.places(one):
                 if mesh_axis in self.places(other):
-                    free = [name for name in MESH_AXES if name not in self.places(one)]
+                    free = [name for name in MESH_AXES if name not in self._beside(other)]
                     near = f"{other} on {free[0]!r}" if free else f"{other} on no axis"
                     raise MeshError(
                         f"rules put {one!r} and {other!r} on {mesh_axis!r}, and {what} have both: "
                         f"a mesh axis cuts an array once; nearest: {near}"
                     )
+
+    def _beside(self, axis: str) -> set[str]:
+        """Mesh axes that lie with this axis in some array."""
+        pairs = [{one, other} for _, one, other in _ARRAYS if axis in (one, other)]
+        return {name for pair in pairs for one in pair - {axis} for name in self.places(one)}
 
     def _check_heads(self) -> None:
         heads, kv_heads, length = map(self.places, ("heads", "kv_heads", "length"))
@@ -176,6 +190,12 @@ class ShardingRules:
                     f"rules put {axis!r} on {said(prefill.places(axis))} for prefill and on "
                     f"{said(self.places(axis))} for decode, which share the rings; nearest: "
                     f"{axis} on {said(self.places(axis))}"
+                )
+            fallback, wanted = (rules.fallback.get(axis, "replicate") for rules in (prefill, self))
+            if fallback != wanted:
+                raise MeshError(
+                    f"fallback of {axis!r} is {fallback!r} for prefill and {wanted!r} for decode, "
+                    f"which share the rings; nearest: {wanted!r}"
                 )
 
 
@@ -225,4 +245,4 @@ def _tidy(name: str, place: Place) -> str | tuple[str, ...] | None:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
