@@ -159,7 +159,7 @@ def test_an_unknown_extra_is_named(checkout):
     code, output, calls = checkout.run("scripts/serve", "--with", "dev,gpu")
     assert (code, calls) == (1, [])
     assert "'gpu'" in output
-    assert "tpu cuda parquet llamacpp dev parity" in output
+    assert "tpu cuda parquet llamacpp plot dev parity" in output
     assert not checkout.venv.exists()
 
 

@@ -111,6 +111,6 @@ MODELS: dict[str, Callable[[], Tiny]] = {
     "1, int8": quantised,
     "1, int4": groups,
     "2x4, int8": quantised_on_a_mesh,
-    "2x4, 2d": rows_together,
-    "2x4, context": rings_cut_along_their_length,
+    "2d on 2x4": rows_together,
+    "context on 2x4": rings_cut_along_their_length,
 }

@@ -14,7 +14,7 @@ import pytest
 from tpuinfer.cache import ring
 from tpuinfer.engine import accept, engine
 from tpuinfer.engine.request import Request
-from tpuinfer.models import blocks
+from tpuinfer.models import placed
 from tpuinfer.ops import sampling
 from tpuinfer.programs.buckets import Chunk, cut
 from tpuinfer.programs.compile import Program, compile_programs
@@ -31,9 +31,9 @@ Mutation = Callable[[pytest.MonkeyPatch], None]
 def padding_writes(patch: pytest.MonkeyPatch) -> None:
     """A chunk writes its whole width, real or not."""
 
-    def write(into: ring.Ring, k: Rounded, v: Rounded, rows: ring.Rows) -> ring.Ring:
+    def write(into: ring.Ring, k: Rounded, v: Rounded, rows: ring.Rows, *where: Any) -> ring.Ring:
         length = jnp.where(rows.length > 0, k.values.shape[2], 0)
-        return _write(into, k, v, dataclasses.replace(rows, length=length))
+        return _write(into, k, v, dataclasses.replace(rows, length=length), *where)
 
     patch.setattr(ring, "write", write)
 
@@ -41,9 +41,9 @@ def padding_writes(patch: pytest.MonkeyPatch) -> None:
 def idle_rows_write(patch: pytest.MonkeyPatch) -> None:
     """A row with nothing to do writes all the same, into the slot that it happens to name."""
 
-    def write(into: ring.Ring, k: Rounded, v: Rounded, rows: ring.Rows) -> ring.Ring:
+    def write(into: ring.Ring, k: Rounded, v: Rounded, rows: ring.Rows, *where: Any) -> ring.Ring:
         length = jnp.where(rows.length == 0, k.values.shape[2], rows.length)
-        return _write(into, k, v, dataclasses.replace(rows, length=length))
+        return _write(into, k, v, dataclasses.replace(rows, length=length), *where)
 
     patch.setattr(ring, "write", write)
 
@@ -60,10 +60,10 @@ def key_of_the_neighbour(patch: pytest.MonkeyPatch) -> None:
 def plain_sum(patch: pytest.MonkeyPatch) -> None:
     """Sums over the model axis are left to the compiler's own all-reduce."""
 
-    def summed(partial: jax.Array, mesh_axis: str, mode: Any = None) -> jax.Array:
+    def summed(partial: jax.Array, mesh_axis: str, *how: Any) -> jax.Array:
         return jax.lax.psum(partial, mesh_axis)
 
-    patch.setattr(blocks, "reduce_model", summed)
+    patch.setattr(placed, "reduce_model", summed)
 
 
 def activations_by_the_batch(patch: pytest.MonkeyPatch) -> None:
