@@ -186,8 +186,8 @@ TABLES = {
 
 
 @pytest.mark.parametrize("table", TABLES)
-@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
-def test_a_table_gives_the_logits_of_one_device(family, table):
+def test_a_table_gives_the_logits_of_one_device(table):
+    family = "gpt_oss"  # experts, biases, sinks and windows
     mesh, data = TABLES[table]
     found, layout = logits(family, mesh, from_data(data))
     assert layout.mesh.size == 8
