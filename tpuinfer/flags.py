@@ -135,6 +135,22 @@ _SHARED: dict[str, Any] = {
 Watch = Callable[[str, int, int], None]
 
 
+OF_A_PLAN = (
+    CONFIG,
+    MODEL,
+    RULES,
+    DTYPE,
+    WEIGHTS,
+    RING,
+    SLOTS,
+    CONTEXT,
+    CONTEXT_POLICY,
+    SINKS,
+    ATTENTION,
+)
+"""What a plan depends on, beside the mesh."""
+
+
 def refuse_unread(read: Collection[str], door: str) -> None:
     """Refuse shared flags that a front door is given and does not read.
 

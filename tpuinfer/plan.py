@@ -44,23 +44,7 @@ _PRICE = flags.DEFINE_float(
 _JSON = flags.DEFINE_bool("json", False, "Print JSON (tpuinfer/planning/as_json.py describes it).")
 
 
-_READ = frozenset(
-    flag.name
-    for flag in (
-        shared.CONFIG,
-        shared.MODEL,
-        shared.MESH,
-        shared.RULES,
-        shared.DTYPE,
-        shared.WEIGHTS,
-        shared.RING,
-        shared.SLOTS,
-        shared.CONTEXT,
-        shared.CONTEXT_POLICY,
-        shared.SINKS,
-        shared.ATTENTION,
-    )
-)
+_READ = frozenset(flag.name for flag in (*shared.OF_A_PLAN, shared.MESH))
 
 
 def main() -> None:

@@ -45,23 +45,7 @@ _REUSE = flags.DEFINE_bool(
     "reuse", False, "Take programs that were compiled before; compile seconds are unknown then."
 )
 
-_READ = frozenset(
-    flag.name
-    for flag in (
-        shared.CONFIG,
-        shared.MODEL,
-        shared.RULES,
-        shared.DTYPE,
-        shared.WEIGHTS,
-        shared.RING,
-        shared.SLOTS,
-        shared.CONTEXT,
-        shared.CONTEXT_POLICY,
-        shared.SINKS,
-        shared.ATTENTION,
-        shared.CACHE_DIR,
-    )
-)
+_READ = frozenset(flag.name for flag in (*shared.OF_A_PLAN, shared.CACHE_DIR))
 
 
 def main() -> None:

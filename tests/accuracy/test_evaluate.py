@@ -32,11 +32,13 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def answer(models, cache):
-    """The first version against itself, in int8, on a mesh, and against the second."""
+    """The first version against itself, in int8, on meshes, and against the second."""
     first, second = models
     quantised = Variant(first.model, "int8", "int8", "float32")
     spread = Variant(first.model, dtype="float32", mesh="2x4")
-    return evaluate(QUESTION, first, [first, quantised, spread, second], cache_dir=cache)
+    rows_apart = Variant(first.model, dtype="float32", mesh="2", rules="data")
+    variants = [first, quantised, spread, second, rows_apart]
+    return evaluate(QUESTION, first, variants, cache_dir=cache)
 
 
 def test_a_model_is_not_apart_from_itself(answer):
@@ -47,7 +49,8 @@ def test_a_model_is_not_apart_from_itself(answer):
 
 
 def test_rounding_is_seen_a_mesh_hardly_and_another_version_well(answer):
-    _, rounded, spread, other = (row.scores for row in answer.rows)
+    _, rounded, spread, other, apart = (row.scores for row in answer.rows)
+    assert (apart.divergence < 1e-7, apart.top1) == (True, 1), "rows on both devices"
     assert rounded.divergence > 1e-4
     assert spread.divergence < 1e-7
     assert spread.top1 == 1
@@ -68,7 +71,7 @@ def test_the_report_says_it_for_people_and_programs(answer):
     said = json.loads(json.dumps(report.as_json()))
     assert said["format"] == 1
     assert (said["tokens"], said["windows"]) == (answer.windows.scored, len(answer.windows.ids))
-    assert [row["weights"] for row in said["rows"]] == ["auto", "int8", "auto", "auto"]
+    assert [row["weights"] for row in said["rows"]] == ["auto", "int8", "auto", "auto", "auto"]
     assert said["rows"][0]["perplexity_change"] == 0
     assert said["rows"][0]["verdict"] == "recommended"
     assert said["reference"]["perplexity"] == answer.reference.scores.perplexity

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpuinfer.cache import ring as ring_module
-from tpuinfer.cache.ring import Asked, Ring, RingAttention, Rows, horizons
+from tpuinfer.cache import write as write_module
+from tpuinfer.cache.held import Ring, Rows, horizons
+from tpuinfer.cache.ring import Asked, RingAttention
 from tpuinfer.ops import attention as attention_ops
 from tpuinfer.quant.rows import Rounded
 from tpuinfer.sharding.layout import resolve
@@ -20,7 +21,7 @@ from tpuinfer.sharding.rules import ShardingRules
 
 SLOTS, KV, HEADS, LENGTH, HEAD = 4, 4, 8, 8, 2
 
-write_rows = jax.jit(ring_module.write)
+write_rows = jax.jit(write_module.write)
 
 
 def write(ring, keys, values, where, put=write_rows):
@@ -132,7 +133,7 @@ def test_no_column_is_written_twice_in_one_call(sinks, start):
     """Which of two tokens stays would be up to the device; that a CPU keeps the last is luck."""
     keys, values = Recorder((SLOTS, KV, LENGTH, HEAD)), Recorder((SLOTS, KV, LENGTH, HEAD))
     where = rows([2], [start], [12])
-    write(Ring(keys, values, None, sinks), *marks(where, 12), where, ring_module.write)
+    write(Ring(keys, values, None, sinks), *marks(where, 12), where, write_module.write)
     for array in (keys, values):
         pinned = max(sinks - start, 0)
         assert len(array.written) == KV * (LENGTH - sinks + pinned)

@@ -14,7 +14,8 @@ import pytest
 
 from tpuinfer.cache import by_kernel
 from tpuinfer.cache.by_length import cut_of
-from tpuinfer.cache.ring import Asked, Ring, RingAttention, Rows, Scores
+from tpuinfer.cache.held import Ring, Rows
+from tpuinfer.cache.ring import Asked, RingAttention, Scores
 from tpuinfer.cache.spec import ring_length
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine.plan import plan_of

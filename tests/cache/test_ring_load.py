@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from tpuinfer.cache.ring import Asked, Ring, RingAttention, Rows
+from tpuinfer.cache.held import Ring, Rows
+from tpuinfer.cache.ring import Asked, RingAttention
 from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
 from tpuinfer.sharding.rules import ShardingRules

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tpuinfer.cache import by_kernel
-from tpuinfer.cache.ring import Asked, Ring, RingAttention, Rows, horizons
+from tpuinfer.cache.held import Ring, Rows, horizons
+from tpuinfer.cache.ring import Asked, RingAttention
 from tpuinfer.cache.spec import RING_AXES
 from tpuinfer.config import EngineConfig, SlotClass
 from tpuinfer.engine.plan import plan_of

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 from tests.planning import described
-from tpuinfer.cache.ring import Asked, Ring, RingAttention, Rows
+from tpuinfer.cache.held import Ring, Rows
+from tpuinfer.cache.ring import Asked, RingAttention
 from tpuinfer.platform import platform_settings
 from tpuinfer.quant.rows import is_codes, stored
 from tpuinfer.sharding.layout import resolve

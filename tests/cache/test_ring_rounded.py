@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tpuinfer.cache.ring import Asked, Ring, RingAttention, Rows, Scores
+from tpuinfer.cache.held import Ring, Rows
+from tpuinfer.cache.ring import Asked, RingAttention, Scores
 from tpuinfer.quant.rows import stored
 from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh

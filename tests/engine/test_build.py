@@ -12,9 +12,10 @@ from tpuinfer import LLM, SamplingParams
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine import build
 from tpuinfer.engine.plan import plan_of
-from tpuinfer.errors import ConfigError, RequestError, TokenizerError
+from tpuinfer.errors import ConfigError, MeshError, RequestError, TokenizerError
 from tpuinfer.platform import PlatformSettings
 from tpuinfer.programs.slots import SlotLayout
+from tpuinfer.sharding.rules import ShardingRules
 from tpuinfer.testing.fake import FakeRunner
 from tpuinfer.testing.tiny import TINY
 
@@ -158,6 +159,16 @@ def test_the_cache_folder_reaches_conversion_and_compilation(gguf, tmp_path, mon
     LLM(gguf, cache_dir=str(tmp_path))
     assert seen["cache_dir"] == tmp_path
     assert seen["path"].is_relative_to(tmp_path)
+
+
+def test_groups_must_be_cut_as_prefill_cuts_them_too():
+    """TINY's rows of 32 inputs are two groups of 16, one for each device; of 32 there is one."""
+    prefill = ShardingRules(axes={**ShardingRules().axes, "embed": "data"})
+    rules = ShardingRules(prefill=prefill)
+    made = plan_of(TINY, mesh="2x1", rules=rules, weights="int8:16", settings=SMALL)
+    assert "int8:16" in map(str, made.schemes.values())
+    with pytest.raises(MeshError, match="1 groups, which data=2 does not divide; nearest: int8:16"):
+        plan_of(TINY, mesh="2x1", rules=rules, weights="int8:32", settings=SMALL)
 
 
 def test_an_endless_number_is_refused_like_any_other():

@@ -14,6 +14,7 @@ from tpuinfer.engine import build
 from tpuinfer.engine.encoder import encoder_plan_of
 from tpuinfer.errors import ConfigError, RecompileError, RequestError, TokenizerError
 from tpuinfer.model_config import Pooling
+from tpuinfer.sharding.presets import PRESETS
 
 MEAN = Pooling(mode="mean", normalise=True, max_tokens=32)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -187,3 +188,9 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, cache):
     path = write_directory(tmp_path / "model", dataclasses.replace(ODD, vocab=50))
     with pytest.raises(TokenizerError, match=r"tokenizer knows 58 ids, .* 50 rows"):
         LLM(path, cache_dir=cache)
+
+
+def test_rows_may_lie_on_every_device():
+    """An encoder has no slots that would have to divide."""
+    layout = encoder_plan_of(EVEN, Pooling(), mesh="2x2", rules=PRESETS["data"]).layout
+    assert (layout.shards("batch"), layout.shards("mlp")) == (4, 1)

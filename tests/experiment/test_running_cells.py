@@ -82,7 +82,7 @@ def test_elsewhere_the_machine_is_measured(compiled, monkeypatch):
 def test_a_text_that_cannot_be_read_is_unknown(compiled, monkeypatch):
     plan, programs = compiled
     monkeypatch.setattr(running, "_limits", lambda device, dtype: Machine(1e9, 1e12))
-    monkeypatch.setattr(running.hlo, "parse", lambda text: {}["none"])
+    monkeypatch.setattr(running.compiled.hlo, "parse", lambda text: {}["none"])
     (cell,) = cells(["2"], ["1d"])
     found = running._figures(cell, plan, programs)["decode"]
     assert (found["collectives"], found["counted"]) == (None, None)

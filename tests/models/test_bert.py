@@ -11,6 +11,7 @@ from tpuinfer.models import bert, registry
 from tpuinfer.models.blueprint import abstract_params, bind
 from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
+from tpuinfer.sharding.presets import PRESETS
 from tpuinfer.sharding.rules import ShardingRules
 
 IDS = [[2, 90, 17, 5, 61, 3], [2, 3], [2, 8, 8, 8, 50, 44, 31, 20, 63, 3], [7]]
@@ -27,11 +28,10 @@ HF = {
 }
 
 
-def run(config, mesh, dtype="float32"):
+def run(config, mesh, dtype="float32", rules=None):
     """The blueprint's output for IDS, [4, WIDTH, D]."""
-    layout = resolve(
-        ShardingRules(), build_mesh(parse_mesh(mesh)), registry.axis_sizes(config, slots=4)
-    )
+    sizes = registry.axis_sizes(config, slots=4)
+    layout = resolve(rules or ShardingRules(), build_mesh(parse_mesh(mesh)), sizes)
     blueprint = registry.build(config)
     host = random_weights(config)
     params = {
@@ -62,6 +62,12 @@ def largest_error(config, out):
 @pytest.mark.parametrize("config", [ODD, EVEN], ids=["odd", "even"])
 def test_hidden_states_are_the_references(config, mesh):
     assert largest_error(config, run(config, mesh)) < 1e-5
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_gives_the_references(preset):
+    mesh = {"expert": "data=2,expert=2,model=2", "data": "2x2"}.get(preset, "2x4")
+    assert largest_error(EVEN, run(EVEN, mesh, rules=PRESETS[preset])) < 1e-5
 
 
 def test_bfloat16_is_near():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpuinfer.cache.ring import Rows
+from tpuinfer.cache.held import Rows
 from tpuinfer.model_config import Rope
 from tpuinfer.models import blocks
 from tpuinfer.models.blueprint import bind, weights

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpuinfer.cache.ring import RingAttention, Rows
+from tpuinfer.cache.held import Rows
+from tpuinfer.cache.ring import RingAttention
 from tpuinfer.models.blueprint import bind
 from tpuinfer.programs.buckets import cut
 from tpuinfer.testing import reference

@@ -86,8 +86,8 @@ CASES = {
 }
 
 
-def made(case, rows=None):
-    """The result, the reference, and the kinds of collectives of the program."""
+def prepared(case, rows=None):
+    """The program as traced, what goes into it, what should come out, and how that should lie."""
     name, mesh, axes, gather, _ = CASES[case]
     equation, shape, weight_axes, into = MAPS[name]
     into = into or ("batch", None, "heads", "head_dim")
@@ -109,12 +109,19 @@ def made(case, rows=None):
         jax.device_put(x, layout.sharding(("batch", None, *inner))),
         jax.device_put(weight, where),
     )
-    program = jax.jit(run).lower(*given).compile()
+    flat = x.reshape(24, -1) @ weight.reshape(-1, x.shape[-1]).T
+    expected = flat.reshape(8, 3, *shape[:-contracted])
+    return jax.jit(run).lower(*given), given, expected, layout.sharding(into)
+
+
+def made(case, rows=None):
+    """The result, the reference, and the kinds of collectives of the program."""
+    lowered, given, expected, place = prepared(case, rows)
+    program = lowered.compile()
     kinds = Counter(re.findall(KINDS, program.as_text()))
     found = program(*given)
-    assert found.sharding.is_equivalent_to(layout.sharding(into), found.ndim)
-    flat = x.reshape(24, -1) @ weight.reshape(-1, x.shape[-1]).T
-    return np.asarray(found), flat.reshape(8, 3, *shape[:-contracted]), kinds
+    assert found.sharding.is_equivalent_to(place, found.ndim)
+    return np.asarray(found), expected, kinds
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -122,6 +129,13 @@ def test_a_map_is_its_formula_and_moves_no_more_than_it_must(case):
     found, expected, kinds = made(case)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert kinds == CASES[case][-1]
+
+
+def test_a_weight_that_is_gathered_waits_for_its_rows():
+    """Else a compiler may bring those of many layers ahead, and they all lie there at once."""
+    text = {case: prepared(case)[0].as_text() for case in ("gathered", "cut along what is made")}
+    assert "optimization_barrier" in text["gathered"]
+    assert "optimization_barrier" not in text["cut along what is made"]
 
 
 @pytest.mark.parametrize(

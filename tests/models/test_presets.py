@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpuinfer.cache.ring import RingAttention, Rows
+from tpuinfer.cache.held import Rows
+from tpuinfer.cache.ring import RingAttention
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine.plan import abstract_device, plan_of
 from tpuinfer.models import registry

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from tpuinfer.cache.ring import Ring, RingAttention, Rows
+from tpuinfer.cache.held import Ring, Rows
+from tpuinfer.cache.ring import RingAttention
 from tpuinfer.cache.spec import RingSpec
 from tpuinfer.checkpoint.load import load_params
 from tpuinfer.engine.plan import Plan

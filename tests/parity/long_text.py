@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from tpuinfer.cache.ring import Ring, RingAttention, Rows, horizons
+from tpuinfer.cache.held import Ring, Rows, horizons
+from tpuinfer.cache.ring import RingAttention
 from tpuinfer.checkpoint.load import load_params
 from tpuinfer.config import EngineConfig
 from tpuinfer.engine.build import make_plan

@@ -15,7 +15,8 @@ from toy import toy, toy_spec
 from windowed import rolls, stops
 
 from tpuinfer.cache import ring as ring_module
-from tpuinfer.cache.ring import Asked, RingAttention, Rows
+from tpuinfer.cache.held import Rows
+from tpuinfer.cache.ring import Asked, RingAttention
 from tpuinfer.programs.compile import compile_programs, lower, use_compilation_cache
 from tpuinfer.programs.state import shaped, zeros
 from tpuinfer.testing.tiny import ODD, TINY, tiny

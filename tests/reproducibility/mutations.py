@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tpuinfer.cache import ring
+from tpuinfer.cache import held, ring, write
 from tpuinfer.engine import accept, engine
 from tpuinfer.engine.request import Request
 from tpuinfer.models import placed
@@ -22,7 +22,7 @@ from tpuinfer.quant import dots
 from tpuinfer.quant.rows import Rounded
 from tpuinfer.testing.tiny import Tiny
 
-_write, _uniforms = ring.write, sampling.uniforms
+_write, _uniforms = write.write, sampling.uniforms
 _round_activations, _round_rows = dots.round_activations, ring.round_rows
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
@@ -31,21 +31,21 @@ Mutation = Callable[[pytest.MonkeyPatch], None]
 def padding_writes(patch: pytest.MonkeyPatch) -> None:
     """A chunk writes its whole width, real or not."""
 
-    def write(into: ring.Ring, k: Rounded, v: Rounded, rows: ring.Rows, *where: Any) -> ring.Ring:
+    def writing(into: held.Ring, k: Rounded, v: Rounded, rows: held.Rows, *where: Any) -> held.Ring:
         length = jnp.where(rows.length > 0, k.values.shape[2], 0)
         return _write(into, k, v, dataclasses.replace(rows, length=length), *where)
 
-    patch.setattr(ring, "write", write)
+    patch.setattr(write, "write", writing)
 
 
 def idle_rows_write(patch: pytest.MonkeyPatch) -> None:
     """A row with nothing to do writes all the same, into the slot that it happens to name."""
 
-    def write(into: ring.Ring, k: Rounded, v: Rounded, rows: ring.Rows, *where: Any) -> ring.Ring:
+    def writing(into: held.Ring, k: Rounded, v: Rounded, rows: held.Rows, *where: Any) -> held.Ring:
         length = jnp.where(rows.length == 0, k.values.shape[2], rows.length)
         return _write(into, k, v, dataclasses.replace(rows, length=length), *where)
 
-    patch.setattr(ring, "write", write)
+    patch.setattr(write, "write", writing)
 
 
 def key_of_the_neighbour(patch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from tpuinfer.errors import ConfigError
 from tpuinfer.programs.slots import SlotLayout
 
 _GREEDY = SamplingParams(temperature=0)
-_WARM = 2
+WARM = 2
 """Dispatches at the start of a round whose times are left out."""
 
 
@@ -44,8 +44,6 @@ def decode_round(
 ) -> list[float]:
     """Milliseconds per step in which each of `live` slots makes one token, prefill left out.
 
-    Dispatch k + 1 is made before k is read, as an engine does.
-
     Args:
       prompt: goes into every slot. steps: tokens a row per dispatch.
 
@@ -53,13 +51,21 @@ def decode_round(
       ConfigError: too few new tokens to time anything, or too few slots.
     """
     dispatches = (new_tokens - 1) // steps
-    if dispatches <= _WARM:
-        least = (_WARM + 1) * steps + 1
+    if dispatches <= WARM:
+        least = (WARM + 1) * steps + 1
         raise ConfigError(f"new-tokens is {new_tokens}: at least {least} are needed to time a step")
     slots = pick_slots(runner.layout, live, len(prompt) + new_tokens)
     for slot in slots:
         _prefilled(runner, prompt, slot, limit=new_tokens)
-    quotas = dict.fromkeys(slots, steps)
+    return time_decode(runner, slots, dispatches, steps)
+
+
+def time_decode(runner: Runner, slots: Sequence[int], dispatches: int, steps: int) -> list[float]:
+    """Milliseconds a step of these slots, which are live and have tokens to go for all of it.
+
+    Dispatch k + 1 is made before k is read, as an engine does; the first `WARM` do not count.
+    """
+    slots, quotas = list(slots), dict.fromkeys(slots, steps)
     stamps = [time.perf_counter()]
     pending = runner.decode(steps, quotas)
     for _ in range(dispatches - 1):
@@ -72,7 +78,7 @@ def decode_round(
     assert (last[:, slots] >= 0).all(), "a slot ended before its limit"
     return [
         1e3 * (after - before) / steps
-        for before, after in zip(stamps[_WARM:], stamps[_WARM + 1 :], strict=False)
+        for before, after in zip(stamps[WARM:], stamps[WARM + 1 :], strict=False)
     ]
 
 

@@ -19,19 +19,18 @@ one after the other; one that is not theirs is wholly masked, which changes noth
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
-from jax.experimental import layout as memory
 from jax.sharding import PartitionSpec
 
 from tpuinfer.cache.by_kernel import Kernel, joined, kernel_for
 from tpuinfer.cache.by_length import Cut, cut_of
+from tpuinfer.cache.held import Ring, Rings, Rows
 from tpuinfer.cache.spec import RING_AXES, SCALE_AXES
+from tpuinfer.cache.write import put
 from tpuinfer.ops import attention
 from tpuinfer.platform import Attention
 from tpuinfer.quant import rows as rows_of
@@ -40,74 +39,6 @@ from tpuinfer.sharding.layout import Layout
 
 _HEADS = ("batch", None, "heads", "head_dim")
 _KV = ("batch", None, "kv_heads", "head_dim")
-
-
-@struct.dataclass
-class Ring:
-    """One layer's cache in one class of slots.
-
-    Attributes:
-      keys, values: [B, K, L, H], float8 as bytes; `ops.attention.ring_column` says which column
-        holds a position.
-      key_scale, value_scale: [B, K, L] float32, what the codes of a row are multiplied by; None =
-        rows are kept as they are.
-      window: how many tokens a query looks back at; None = all. sinks: first tokens that stay.
-      compute: the dtype that attention multiplies in; None = that of keys.
-    """
-
-    keys: jax.Array
-    values: jax.Array
-    window: int | None = struct.field(pytree_node=False, default=None)
-    sinks: int = struct.field(pytree_node=False, default=0)
-    key_scale: jax.Array | None = None
-    value_scale: jax.Array | None = None
-    compute: str | None = struct.field(pytree_node=False, default=None)
-
-
-Rings = tuple[Ring, ...]
-"""One layer's rings: one for each class of slots."""
-
-
-@struct.dataclass
-class Rows:
-    """Which tokens the rows of one program call carry.
-
-    Attributes:
-      slot: [R] int32, slot *within its data shard* that the row reads and writes.
-      start: [R] int32, position of the row's first token.
-      length: [R] int32, how many of the T tokens are real; 0 = an idle row, which never writes.
-      horizon: [R] int32, the last position of which the row's ring holds everything before it; the
-        sinks are seen from there by all later ones. None when no ring has sinks.
-    """
-
-    slot: jax.Array
-    start: jax.Array
-    length: jax.Array
-    horizon: jax.Array | None = None
-
-    def positions(self, width: int) -> jax.Array:
-        """[R, T] int32 position of every token, padding included."""
-        return self.start[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
-
-
-def horizons(layers: tuple[Rings, ...], slot: jax.Array, shards: int) -> jax.Array | None:
-    """`Rows.horizon` of rows in these slots (numbered within their data shard).
-
-    By StreamingLLM's rule (arXiv:2309.17453) positions are those in the cache: a query beyond the
-    ring's capacity C sits at C - 1. Its distance to recent keys is right as it is; only the sinks
-    must be scored from there.
-    """
-    if not any(ring.sinks for rings in layers for ring in rings):
-        return None
-    last, above = jnp.zeros_like(slot), 0
-    for rings in zip(*layers, strict=True):  # those of one class, layer by layer
-        for ring in rings:
-            if ring.sinks:
-                assert ring.window is not None
-                last = jnp.where(slot >= above, ring.window + ring.sinks - 1, last)
-                break
-        above += rings[0].keys.shape[0] // shards
-    return last
 
 
 class Asked(NamedTuple):
@@ -203,9 +134,9 @@ class RingAttention:
             return self._by_slot_kernel(kernel, asked, (q, k, v), rings, parts)
         narrow = self.mode == "narrow"
         dealt = self._cut.dealt if self._cut else None
-        put = functools.partial(_put, dealt=dealt)
+        write = functools.partial(put, dealt=dealt)
         if narrow:
-            rings = tuple(put(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
+            rings = tuple(write(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
         seen = self._begin(q, asked)
         for ring, part in zip(rings, parts, strict=True):
             ends = part.start + part.length if narrow else part.start
@@ -223,7 +154,7 @@ class RingAttention:
             parts = [
                 dataclasses.replace(part, slot=_after(seen.total, part.slot)) for part in parts
             ]
-            rings = tuple(put(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
+            rings = tuple(write(ring, k, v, part) for ring, part in zip(rings, parts, strict=True))
         return self._end(seen, asked), rings
 
     def _by_slot_kernel(
@@ -239,7 +170,7 @@ class RingAttention:
         outs, written = [], []
         for ring, part in zip(rings, parts, strict=True):
             if self.mode == "narrow":
-                ring = _put(ring, k, v, part, kernel)
+                ring = put(ring, k, v, part, kernel)
                 slots = jnp.clip(part.slot, 0, ring.keys.shape[0] - 1)
                 outs.append(kernel.decode(q, ring, _newest(part), asked.sink_logits, slots))
             else:
@@ -247,7 +178,7 @@ class RingAttention:
                 outs.append(kernel.prefill(q, ring, (k, v), where, asked.sink_logits))
                 read = jnp.square(outs[-1][:1, :1, :1, :1, :1])
                 part = dataclasses.replace(part, slot=_after(read, part.slot))
-                ring = _put(ring, k, v, part, kernel)
+                ring = put(ring, k, v, part, kernel)
             written.append(ring)
         out = joined(outs, [part.length for part in parts])
         return _finish(out, asked.q), tuple(written)
@@ -277,7 +208,7 @@ class RingAttention:
     ) -> tuple[jax.Array, Ring]:
         q, k, v = _lined_up(asked, ring, scores, rows, self._cut)
         dealt = self._cut.dealt if self._cut else None
-        ring = _put(ring, k, v, rows, kernel, dealt)
+        ring = put(ring, k, v, rows, kernel, dealt)
         if kernel:
             return _finish(kernel.decode(q, ring, _newest(rows), asked.sink_logits), asked.q), ring
         seen = attention.attend_ring(
@@ -379,102 +310,3 @@ def _after(read: jax.Array, slot: jax.Array) -> jax.Array:
     exponentials, or a square, is never negative, which the compiler does not know.
     """
     return jnp.where(read.min() < 0, slot + 1, slot)
-
-
-def _put(
-    ring: Ring,
-    k: Rounded,
-    v: Rounded,
-    rows: Rows,
-    kernel: Kernel | None = None,
-    dealt: attention.Dealt | None = None,
-) -> Ring:
-    """`write`, whose result lies in memory as the ring did.
-
-    With one KV head there are two orders of the same bytes; if the compiler chose the other one
-    for what is written, it would copy the ring from one to the other and back. What lies turned,
-    and chunks, kernels write.
-    """
-    if kernel and kernel.writes(ring, k.values.shape[2]):
-        where = (rows.slot, rows.start, rows.length)
-        keys, values = kernel.write(ring, (k, v), where)
-        written = dataclasses.replace(ring, keys=keys, values=values)
-        return _with_scales(written, k, v, _putter(ring, k, rows))
-
-    def as_it_was(array: jax.Array) -> jax.Array:
-        return memory.with_layout_constraint(array, memory.Layout(tuple(range(array.ndim))))
-
-    lies_so: Ring = jax.tree.map(as_it_was, write(ring, k, v, rows, dealt))
-    return lies_so
-
-
-def write(
-    ring: Ring, k: Rounded, v: Rounded, rows: Rows, dealt: attention.Dealt | None = None
-) -> Ring:
-    """Put new keys and values into their columns; local shapes, call it inside shard_map.
-
-    Args:
-      k, v: [R, K, T, H], and their scales if the ring has any. rows: of R rows.
-      dealt: which of a longer ring's columns L are of; the others are not written. None = all.
-
-    The ring is viewed as [B * K * L, H], so that one scatter touches the new rows only:
-
-        B = 2, K = 1, L = 4; slot 1 holds positions 0..2, a chunk of 2 (and 1 of padding) at start 3
-
-        column        0  1  2  3 | 0  1  2  3          flat index of position p in slot 1:
-        before        .  .  .  . | 0  1  2  .             (1 * K + head) * L + p mod L
-        after         .  .  .  . | 4  1  2  3          padding: index B * K * L, dropped
-
-    Of a chunk longer than the ring only the newest tokens are written, each column once:
-
-        L = 4, a chunk of 6 at start 0      after    4  5  2  3
-    """
-    put = _putter(ring, k, rows, dealt)
-    written = dataclasses.replace(
-        ring,
-        keys=put(ring.keys, rows_of.as_stored(k.values)),
-        values=put(ring.values, rows_of.as_stored(v.values)),
-    )
-    return _with_scales(written, k, v, put)
-
-
-_Put = Callable[[jax.Array, jax.Array], jax.Array]
-
-
-def _putter(ring: Ring, k: Rounded, rows: Rows, dealt: attention.Dealt | None = None) -> _Put:
-    """What puts [R, K, T, ...] into an array [B, K, L, ...] of the ring."""
-    slots, kv_heads, length, _ = ring.keys.shape
-    width = k.values.shape[2]
-    whole = length if dealt is None else length * dealt.of
-    turning = whole - ring.sinks
-    positions = rows.positions(width)
-    index = jnp.arange(width, dtype=jnp.int32)[None, :]
-    real = index < rows.length[:, None]
-    if width > turning:
-        stays = (index >= rows.length[:, None] - turning) | (positions < ring.sinks)
-        real &= stays
-    heads = jnp.arange(kv_heads, dtype=jnp.int32)
-    base = (rows.slot[:, None] * kv_heads + heads[None, :]) * length
-    columns = attention.ring_column(positions, whole, ring.sinks)
-    if dealt is not None:
-        mine, columns = dealt.own(columns)
-        real &= mine
-    flat = base[:, :, None] + columns[:, None, :]
-    flat = jnp.where(real[:, None, :], flat, slots * kv_heads * length).reshape(-1)
-
-    def put(array: jax.Array, new: jax.Array) -> jax.Array:
-        row = array.shape[3:]
-        put_in = array.reshape(-1, *row).at[flat].set(new.reshape(-1, *row), mode="drop")
-        return put_in.reshape(array.shape)
-
-    return put
-
-
-def _with_scales(ring: Ring, k: Rounded, v: Rounded, put: _Put) -> Ring:
-    if ring.key_scale is None or ring.value_scale is None:
-        return ring
-    assert k.scale is not None
-    assert v.scale is not None
-    return dataclasses.replace(
-        ring, key_scale=put(ring.key_scale, k.scale), value_scale=put(ring.value_scale, v.scale)
-    )

@@ -1,6 +1,5 @@
 """The file of records: a line a cell, durable when it is written, and written by one sweep only."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from types import TracebackType
 
 from tpuinfer.errors import ConfigError
 from tpuinfer.experiment.record import Record
-from tpuinfer.offline.disk import sync_folder
+from tpuinfer.offline.disk import open_alone, sync_folder
 
 
 class Journal:
@@ -113,8 +112,7 @@ def load(path: str | Path) -> list[Record]:
 def _opened(path: Path) -> int:
     handle = -1
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        handle = open_alone(path, os.O_APPEND)
         sync_folder(path.parent)  # else a power loss may take the file with all its lines
     except OSError as error:
         if handle >= 0:

@@ -20,11 +20,10 @@ from tpuinfer.errors import OutOfMemoryError
 from tpuinfer.experiment import described, probe, timing
 from tpuinfer.experiment.cell import Cell
 from tpuinfer.experiment.source import Source
-from tpuinfer.planning import as_json, compiled, hlo, memory, running, traffic, work
+from tpuinfer.planning import as_json, compiled, memory, running, work
 from tpuinfer.planning.answer import reckoned
 from tpuinfer.planning.compiled import Measured
 from tpuinfer.planning.question import Question
-from tpuinfer.planning.traffic import Collective
 from tpuinfer.programs.closed_set import decode_name
 from tpuinfer.programs.compile import Program, compile_programs
 from tpuinfer.programs.state import zeros
@@ -165,23 +164,9 @@ def _figures(cell: Cell, plan: Plan, programs: Mapping[str, Program]) -> dict[st
 def _counted(plan: Plan, program: Program) -> Measured | None:
     """What the compiled program moves; None = its text cannot be read."""
     try:
-        module = hlo.parse(program.call.as_text())
-        moved = traffic.measure(module, compiled.assumed(plan))
+        return compiled.measured(plan, program.name, program.call, program.entry.compile_seconds)
     except (ValueError, KeyError, IndexError, AssertionError, NotImplementedError):
         return None
-    steps = plan.settings.steps if program.name == decode_name() else 1
-    entry = program.entry
-    return Measured(
-        argument_bytes=entry.argument_bytes,
-        alias_bytes=entry.alias_bytes,
-        temp_bytes=entry.temp_bytes,
-        traffic_bytes=moved.nbytes // steps,
-        collectives={
-            kind: Collective(round(one.count / steps), one.nbytes // steps)
-            for kind, one in moved.collectives().items()
-        },
-        compile_seconds=entry.compile_seconds,
-    )
 
 
 def _by_machine(

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from tpuinfer.benchmark.rounds import spread
+from tpuinfer.benchmark.steps import WARM, time_decode
 from tpuinfer.engine.request import SamplingParams
 from tpuinfer.engine.runner import PrefillWork, Runner
 
 _GREEDY = SamplingParams(temperature=0)
-_WARM = 2
-"""Dispatches whose times are left out."""
-
 _STEPS, _DISPATCHES, _CHUNKS = 12, 6, 5
 """The least decode steps, dispatches and chunks that are timed."""
 
@@ -23,8 +21,7 @@ def measure(runner: Runner, steps: int) -> tuple[list[float], list[float]]:
     """Milliseconds of decode steps with every slot live, and of full chunks, one a data shard.
 
     Every slot is opened near the end of its ring, with a chunk, which no engine would do: what lies
-    before it is zeros or old, and takes as long to read as anything. Dispatch k + 1 is made before
-    k is read, as an engine does.
+    before it is zeros or old, and takes as long to read as anything.
 
     Args:
       steps: of decode, in one dispatch.
@@ -33,26 +30,14 @@ def measure(runner: Runner, steps: int) -> tuple[list[float], list[float]]:
       (decode, prefill); empty for what the rings are too short for.
     """
     layout = runner.layout
-    dispatches = _WARM + max(_DISPATCHES, -(-_STEPS // steps))
+    dispatches = WARM + max(_DISPATCHES, -(-_STEPS // steps))
     room = min(layout.capacities) - 2
     dispatches = min(dispatches, (room - 1) // steps)
     new = dispatches * steps + 1
-    if dispatches < _WARM + _LEAST:
+    if dispatches < WARM + _LEAST:
         return [], _prefill(runner, 1)
     chunks = _prefill(runner, new)
-    quotas = dict.fromkeys(range(layout.slots), steps)
-    stamps = [time.perf_counter()]
-    pending = runner.decode(steps, quotas)
-    for _ in range(dispatches - 1):
-        following = runner.decode(steps, quotas)
-        pending.result()
-        stamps.append(time.perf_counter())
-        pending = following
-    last = pending.result().tokens[:steps]
-    stamps.append(time.perf_counter())
-    assert (last >= 0).all(), "a slot ended before its limit"
-    pairs = zip(stamps[_WARM:], stamps[_WARM + 1 :], strict=False)
-    return [1e3 * (after - before) / steps for before, after in pairs], chunks
+    return time_decode(runner, range(layout.slots), dispatches, steps), chunks
 
 
 def in_short(samples: Sequence[float]) -> dict[str, Any] | None:

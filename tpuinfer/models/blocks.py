@@ -5,13 +5,15 @@ Equation, shape and axes of a weight stand on one line; weights keep Hugging Fac
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tpuinfer.cache.ring import Asked, Rings, Rows, Scores
+from tpuinfer.cache.held import Rings, Rows
+from tpuinfer.cache.ring import Asked, Scores
 from tpuinfer.model_config import Activation, ModelConfig, Rope
 from tpuinfer.models import placed
 from tpuinfer.models.blueprint import Axes, stored_specs, weight
@@ -180,25 +182,45 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
         """[..., D] as it lies between blocks, and so the result."""
-        value, mesh_axis = self.weight.get_value(), layout.mesh_axis("residual")
-        if mesh_axis is None:
+        value = self.weight.get_value()
+        if layout.mesh_axis("residual") is None:
             return norm.rms_norm(x, value, self.eps, offset=self.offset, wide=self.wide)
+        how = functools.partial(norm.scaled, offset=self.offset, wide=self.wide)
+        return _norm_of_pieces(x, value, ("residual",), self.eps, how, layout)
 
-        def local(x: jax.Array, value: jax.Array) -> jax.Array:
-            scale = jax.lax.rsqrt(_square_means(x, 1, mesh_axis) + self.eps)
-            normed = x.astype(jnp.float32) * scale
-            return norm.scaled(x, normed, value, offset=self.offset, wide=self.wide)
 
-        place = layout.spec(("batch", *[None] * (x.ndim - 2), "residual"))
-        by_piece = jax.shard_map(
-            local,
-            mesh=layout.mesh,
-            in_specs=(place, layout.spec(self.axes)),
-            out_specs=place,
-            check_vma=False,
-        )
-        result: jax.Array = by_piece(x, value)
-        return result
+def _norm_of_pieces(
+    x: jax.Array,
+    value: jax.Array,
+    axes: Axes,
+    eps: float,
+    scaled: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    layout: Layout,
+) -> jax.Array:
+    """RMSNorm over x's last dimensions together, those of the weight, the first of which is cut.
+
+    Args:
+      axes: of the weight. scaled: puts the weight to what is normalised, as `norm.scaled`.
+    """
+    mesh_axis = layout.mesh_axis(axes[0] or "")
+
+    def local(x: jax.Array, value: jax.Array) -> jax.Array:
+        scale = jax.lax.rsqrt(_square_means(x, len(axes), mesh_axis) + eps)
+        scale = scale.reshape(*scale.shape[:-1], *[1] * len(axes))
+        return scaled(x, x.astype(jnp.float32) * scale, value)
+
+    if mesh_axis is None:
+        return local(x, value)
+    place = layout.spec(("batch", *[None] * (x.ndim - len(axes) - 1), *axes))
+    by_piece = jax.shard_map(
+        local,
+        mesh=layout.mesh,
+        in_specs=(place, layout.spec(axes)),
+        out_specs=place,
+        check_vma=False,
+    )
+    result: jax.Array = by_piece(x, value)
+    return result
 
 
 def _square_means(x: jax.Array, last: int, mesh_axis: MeshAxis) -> jax.Array:
@@ -240,24 +262,8 @@ class FlatNorm(nnx.Module):
         self.weight = weight((heads, c.head_dim), self.axes)
 
     def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
-        mesh_axis = layout.mesh_axis(self.axes[0])
-
-        def local(x: jax.Array, value: jax.Array) -> jax.Array:
-            scale = jax.lax.rsqrt(_square_means(x, 2, mesh_axis) + self.eps)[..., None]
-            return norm.scaled(x, x.astype(jnp.float32) * scale, value, wide=self.wide)
-
-        if mesh_axis is None:
-            return local(x, self.weight.get_value())
-        place = layout.spec(("batch", None, *self.axes))
-        by_head = jax.shard_map(
-            local,
-            mesh=layout.mesh,
-            in_specs=(place, layout.spec(self.axes)),
-            out_specs=place,
-            check_vma=False,
-        )
-        result: jax.Array = by_head(x, self.weight.get_value())
-        return result
+        how = functools.partial(norm.scaled, wide=self.wide)
+        return _norm_of_pieces(x, self.weight.get_value(), self.axes, self.eps, how, layout)
 
 
 class Attention(nnx.Module):

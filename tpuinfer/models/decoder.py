@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tpuinfer.cache.ring import Rings, Rows
+from tpuinfer.cache.held import Rings, Rows
 from tpuinfer.model_config import ModelConfig
 from tpuinfer.models import blocks, placed
 from tpuinfer.models.blueprint import traced_once

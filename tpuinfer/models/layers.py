@@ -11,7 +11,7 @@ from typing import Protocol
 import jax
 from flax import nnx
 
-from tpuinfer.cache.ring import Rings
+from tpuinfer.cache.held import Rings
 from tpuinfer.model_config import ModelConfig
 from tpuinfer.models.blocks import Attention, Call, GatedMLP, RMSNorm
 from tpuinfer.sharding.layout import Layout

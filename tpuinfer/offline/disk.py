@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and the words for why they could not be written."""
 
 import contextlib
+import fcntl
 import io
 import os
 import shutil
@@ -53,6 +54,26 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def open_alone(path: Path, flags: int = 0) -> int:
+    """Open a file to read and write, made if need be, that no other process has so open.
+
+    The kernel lets it go with the process, however that ends.
+
+    Args:
+      flags: further ones of `os.open`.
+
+    Raises:
+      BlockingIOError: another has it. OSError: it cannot be opened, or the disk knows no locks.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def put(path: Path, data: bytes) -> None:

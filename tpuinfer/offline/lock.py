@@ -1,7 +1,6 @@
 """One writer at a time: a lock that a dead process cannot keep."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from tpuinfer.checkpoint.paths import is_remote
-from tpuinfer.offline.disk import place, put, reason
+from tpuinfer.offline.disk import open_alone, place, put, reason
 from tpuinfer.offline.task import BatchError
 
 _LOG = logging.getLogger(__name__)
@@ -74,8 +73,7 @@ class _FileLock:
         self._handle = -1
         handle = -1
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle = open_alone(path)
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps(_holder()).encode(), 0)
         except OSError as error:

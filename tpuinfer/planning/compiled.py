@@ -1,10 +1,12 @@
 """What the TPU compiler makes of a plan's programs, on a slice that is not there."""
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 
@@ -92,9 +94,17 @@ def _compile(spec: ProgramSpec, lowered: object, plan: Plan) -> Measured:
         made = lowered.compile()  # type: ignore[attr-defined]
     except jax.errors.JaxRuntimeError as error:
         return Measured(needs=_needs(spec.name, error), compile_seconds=time.perf_counter() - start)
-    seconds = time.perf_counter() - start
+    return measured(plan, spec.name, made, time.perf_counter() - start)
+
+
+def measured(plan: Plan, name: str, made: Any, seconds: float) -> Measured:
+    """What a compiled program of a plan takes and moves, read in its own text.
+
+    Args:
+      made: as jax's `Lowered.compile` gives it. seconds: that it took to compile.
+    """
     memory, module = made.memory_analysis(), hlo.parse(made.as_text())
-    steps = plan.settings.steps if spec.name == decode_name() else 1
+    steps = plan.settings.steps if name == decode_name() else 1
     moved = traffic.measure(module, assumed(plan))
     sizes = traffic.sizes(module)
     rings = [name for name in sizes if name.startswith(_RINGS)]
@@ -117,8 +127,12 @@ def _compile(spec: ProgramSpec, lowered: object, plan: Plan) -> Measured:
 
 
 def assumed(plan: Plan) -> Assumed:
-    """Rings are read block by block, up to the longest slot: here all of them, at the worst."""
-    blocks = plan.context // plan.settings.block
+    """Rings are read block by block, up to the longest slot: here all of them, at the worst.
+
+    Of a ring that is cut along its length, a device reads its own columns.
+    """
+    own = max(classes[-1].length for classes in plan.rings) // plan.layout.shards("length")
+    blocks = own // math.gcd(own, plan.settings.block)
     return Assumed({"shard_map/while": blocks, "jit(decode)/while": plan.settings.steps})
 
 

@@ -7,7 +7,8 @@ from typing import Literal, cast
 import jax
 import jax.numpy as jnp
 
-from tpuinfer.cache.ring import RingAttention, Rows, horizons
+from tpuinfer.cache.held import Rows, horizons
+from tpuinfer.cache.ring import RingAttention
 from tpuinfer.models.blueprint import bind
 from tpuinfer.models.decoder import Decoder
 from tpuinfer.ops.steering import Steering, Tables, penalised

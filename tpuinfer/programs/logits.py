@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tpuinfer.cache.ring import RingAttention, Rings, Rows, horizons
+from tpuinfer.cache.held import Rings, Rows, horizons
+from tpuinfer.cache.ring import RingAttention
 from tpuinfer.models.blueprint import abstract_params, bind
 from tpuinfer.models.decoder import Decoder
 from tpuinfer.platform import PlatformSettings

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from tpuinfer.cache.ring import RingAttention, Rows, horizons
+from tpuinfer.cache.held import Rows, horizons
+from tpuinfer.cache.ring import RingAttention
 from tpuinfer.models.blueprint import bind
 from tpuinfer.models.decoder import Decoder
 from tpuinfer.ops.sampling import TOP, Sampled, SamplingRows

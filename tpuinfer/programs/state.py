@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tpuinfer.cache.ring import Ring, Rings
+from tpuinfer.cache.held import Ring, Rings
 from tpuinfer.cache.spec import RING_AXES, SCALE_AXES, RingSpec
 from tpuinfer.ops.sampling import SamplingRows
 from tpuinfer.ops.steering import WORD, Biases, Tables

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tpuinfer.cache.ring import Asked, Ring, RingAttention, Rows, Scores
+from tpuinfer.cache.held import Ring, Rows
+from tpuinfer.cache.ring import Asked, RingAttention, Scores
 from tpuinfer.diagnosis.findings import Finding, fail, ok
 from tpuinfer.platform import Attention
 from tpuinfer.quant.rows import RINGS, as_stored, round_rows

@@ -24,7 +24,7 @@ from tpuinfer.models import registry
 from tpuinfer.models.blueprint import abstract_params, weights
 from tpuinfer.models.decoder import Decoder
 from tpuinfer.ops.steering import Tables
-from tpuinfer.platform import platform_settings
+from tpuinfer.platform import PlatformSettings, platform_settings
 from tpuinfer.programs.closed_set import program_specs
 from tpuinfer.programs.compile import Program, ProgramSpec, compile_programs
 from tpuinfer.programs.state import DecodeState, zeros
@@ -148,95 +148,78 @@ class Tiny:
         )
 
 
-def tiny(
-    config: ModelConfig = TINY,
-    mesh: str = "1",
-    *,
-    slots: str = "4x48",
-    dtype: str = "float32",
-    steps: int = 4,
-    buckets: tuple[int, ...] = BUCKETS,
-    rows: tuple[int, ...] = (1,),
-    narrow: tuple[int, ...] = (),
-    sinks: int | None = None,
-    block: int = BLOCK,
-    quant: str = "none",
-    ring: str = "auto",
-    attention: str = "auto",
-    rules: str = "1d",
-) -> Tiny:
-    """A tiny model laid out on a mesh, with the CPU's settings but small chunks and blocks.
+@dataclass(frozen=True)
+class Options:
+    """What is not as usual about a tiny model.
 
-    Args:
-      mesh: as `--mesh` takes it. slots: as `--slots` takes it.
+    Attributes:
+      slots: as `--slots` takes it.
       steps: the most decode steps in one dispatch. buckets: two at most; fewer compile sooner.
       rows, narrow: prompts per prefill, and rows of narrow decodes, per data shard.
       sinks: roll with that many sinks; None = stop at the end of the context.
-      quant, ring, attention, rules: as `--weights`, `--ring`, `--attention`, `--rules` take them.
       block: ring columns read at a time. On a CPU sums over fewer than 16 depend on `rows`.
+      quant, ring, attention, rules: as `--weights`, `--ring`, `--attention`, `--rules` take them.
     """
-    return _build(
-        config,
-        mesh,
-        slots,
-        dtype,
-        steps,
-        buckets,
-        rows,
-        narrow,
-        sinks,
-        block,
-        quant,
-        ring,
-        attention,
-        rules,
-    )
+
+    slots: str = "4x48"
+    dtype: str = "float32"
+    steps: int = 4
+    buckets: tuple[int, ...] = BUCKETS
+    rows: tuple[int, ...] = (1,)
+    narrow: tuple[int, ...] = ()
+    sinks: int | None = None
+    block: int = BLOCK
+    quant: str = "none"
+    ring: str = "auto"
+    attention: str = "auto"
+    rules: str = "1d"
+
+    def engine(self) -> EngineConfig:
+        others: dict[str, Any] = {"ring": self.ring, "attention": self.attention}
+        if self.sinks is not None:
+            others |= {"context_policy": "roll", "sinks": self.sinks}
+        return EngineConfig.parse(self.slots, **others)
+
+    def settings(self) -> PlatformSettings:
+        """The CPU's, but small chunks and blocks."""
+        return dataclasses.replace(
+            platform_settings("cpu"),
+            steps=self.steps,
+            chunk=self.buckets[-1],
+            smallest_bucket=self.buckets[0],
+            prefill_rows=self.rows,
+            prefill_tokens=max(self.rows) * self.buckets[-1],
+            narrow_rows=self.narrow,
+            block=self.block,
+        )
+
+
+def tiny(config: ModelConfig = TINY, mesh: str = "1", **options: Any) -> Tiny:
+    """A tiny model laid out on a mesh.
+
+    Args:
+      mesh: as `--mesh` takes it. options: as `Options` says.
+    """
+    return _build(config, mesh, Options(**options))
 
 
 @functools.cache
-def _build(
-    config: ModelConfig,
-    mesh: str,
-    slots: str,
-    dtype: str,
-    steps: int,
-    buckets: tuple[int, ...],
-    rows: tuple[int, ...],
-    narrow: tuple[int, ...],
-    sinks: int | None,
-    block: int,
-    quant: str,
-    ring: str,
-    attention: str,
-    rules: str,
-) -> Tiny:
-    others: dict[str, Any] = {"ring": ring, "attention": attention}
-    if sinks is not None:
-        others |= {"context_policy": "roll", "sinks": sinks}
-    settings = dataclasses.replace(
-        platform_settings("cpu"),
-        steps=steps,
-        chunk=buckets[-1],
-        smallest_bucket=buckets[0],
-        prefill_rows=rows,
-        prefill_tokens=max(rows) * buckets[-1],
-        narrow_rows=narrow,
-        block=block,
-    )
+def _build(config: ModelConfig, mesh: str, options: Options) -> Tiny:
     plan = plan_of(
         config,
         mesh=mesh,
-        rules=load_rules(rules),
-        dtype=dtype,
-        weights=quant,
-        engine=EngineConfig.parse(slots, **others),
-        settings=settings,
+        rules=load_rules(options.rules),
+        dtype=options.dtype,
+        weights=options.quant,
+        engine=options.engine(),
+        settings=options.settings(),
     )
+    buckets = options.buckets
     assert plan.buckets == buckets, f"buckets {plan.buckets}, not {buckets}"
     host = random_weights(config)
     repeats = repeated(plan)
     blueprint = registry.build(plan.config)
-    shapes = abstract_params(blueprint, plan.layout, dtype, plan.schemes)
+    shapes = abstract_params(blueprint, plan.layout, options.dtype, plan.schemes)
     state, tables = abstract_device(plan)
     return Tiny(
         plan=plan,

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpuinfer.cache.ring import Ring, Rows, write
+from tpuinfer.cache.held import Ring, Rows
+from tpuinfer.cache.write import write
 from tpuinfer.ops.kernels.write import takes, write_rows
 from tpuinfer.quant.rows import Rounded, as_codes
 

@@ -21,7 +21,8 @@ import numpy as np
 from family_case import CHUNK, CONTEXT, LENGTH, tokens
 from numpy.typing import NDArray
 
-from tpuinfer.cache.ring import RingAttention, Rows
+from tpuinfer.cache.held import Rows
+from tpuinfer.cache.ring import RingAttention
 from tpuinfer.checkpoint import load
 from tpuinfer.checkpoint.convert import convert
 from tpuinfer.config import EngineConfig
