@@ -8,6 +8,7 @@ from tpuinfer.planning import compiled
 from tpuinfer.planning.question import lay_out
 from tpuinfer.sharding import described
 from tpuinfer.sharding.mesh import parse_mesh
+from tpuinfer.sharding.presets import PRESETS
 
 HBM = "Used 17.20G of 15.75G hbm. Exceeded hbm capacity by 1.45G."
 PROGRAM = "Program size (300.5M) exceeds available HBM (15.75G)"
@@ -45,6 +46,13 @@ def test_a_plan_is_judged_by_decode_a_chunk_and_the_largest_prefill(slots, names
 def test_rings_are_assumed_full():
     found = compiled.assumed(lay_out(ask(slots="8x4096", steps=3)))
     assert found == compiled.Assumed({"shard_map/while": 8, "jit(decode)/while": 3})
+
+
+@pytest.mark.parametrize(("slots", "blocks"), [("8x4096", 1), ("8x32768", 8), ("8x5120", 2)])
+def test_of_rings_cut_along_their_length_a_device_reads_its_own(slots, blocks):
+    """Eighths of 4096, 32768 and 5120 columns in blocks of 512; of 5120 filled up to whole ones."""
+    found = compiled.assumed(lay_out(ask(slots=slots, rules=PRESETS["context"])))
+    assert found.trips["shard_map/while"] == blocks
 
 
 def test_a_slice_that_the_compiler_sees_as_more_devices_is_one_line(monkeypatch):

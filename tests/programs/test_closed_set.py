@@ -5,6 +5,7 @@ from windowed import rolls, stops
 
 from tpuinfer.platform import PlatformSettings
 from tpuinfer.programs.closed_set import decode_name, narrow_rows, prefill_name, prefill_shapes
+from tpuinfer.programs.compile import lower
 from tpuinfer.testing.tiny import TINY, tiny
 
 SETTINGS = PlatformSettings(prefill_rows=(1, 4, 8), prefill_tokens=512, narrow_rows=(4, 16))
@@ -55,3 +56,18 @@ def test_shapes_count_all_data_shards():
     assert specs["prefill_4x64"].arguments[3].tokens.shape == (8, 64)
     assert [x.shape for x in specs["decode"].arguments[3:]] == [(14,)]
     assert [x.shape for x in specs["decode_2"].arguments[3:]] == [(14,), (4,)]
+
+
+def test_prefill_computes_by_its_own_rules_and_decode_by_the_others(tmp_path):
+    """Weights lie alike under 2d and fsdp: the table's programs are one of these's each."""
+    table = tmp_path / "table.toml"
+    table.write_text('preset = "2d"\n[prefill]\ngather = ["embed"]\n', "utf-8")
+    own, two_d, fsdp = (
+        tiny(TINY, "2x4", buckets=(16,), rules=rules).specs for rules in (str(table), "2d", "fsdp")
+    )
+
+    def text(specs, name):
+        return lower(specs[name]).as_text()
+
+    assert text(own, "decode") == text(two_d, "decode") != text(fsdp, "decode")
+    assert text(own, "prefill_1x16") == text(fsdp, "prefill_1x16") != text(two_d, "prefill_1x16")
