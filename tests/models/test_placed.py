@@ -4,13 +4,16 @@ import re
 from collections import Counter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpuinfer.models import placed
+from tpuinfer.models import blocks, placed
+from tpuinfer.models.blueprint import bind
 from tpuinfer.ops import linear
 from tpuinfer.sharding.layout import resolve
 from tpuinfer.sharding.mesh import build_mesh, parse_mesh
+from tpuinfer.sharding.presets import PRESETS
 from tpuinfer.sharding.rules import ShardingRules
 
 SIZES = {"batch": 8, "embed": 32, "residual": 32, "mlp": 64, "heads": 8, "kv_heads": 8}
@@ -129,6 +132,41 @@ def test_a_map_is_its_formula_and_moves_no_more_than_it_must(case):
     found, expected, kinds = made(case)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert kinds == CASES[case][-1]
+
+
+OUT_OF_ORDER = {
+    "rows that are no neighbours": {"batch": ("data", "expert"), "embed": "data"},
+    "what is moved is made first": {"batch": "expert", "embed": ("expert", "data")},
+}
+
+
+@pytest.mark.parametrize("axes", OUT_OF_ORDER.values(), ids=OUT_OF_ORDER)
+@pytest.mark.parametrize("name", ["gate", "down"])
+def test_what_is_not_in_order_is_left_to_the_compiler(name, axes, monkeypatch):
+    mesh = "data=2,expert=2,model=2"
+    monkeypatch.setitem(CASES, "odd", (name, mesh, {**axes, "mlp": "model"}, (), {}))
+    found, expected, _ = made("odd")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_table_that_is_looked_up_is_not_gathered():
+    """Of [64, 32] a device has 16 rows of 16; gathered along embed they would be 16 of 32."""
+    rules = PRESETS["fsdp"]
+    layout = resolve(rules, build_mesh(parse_mesh("2x4")), {**SIZES, "vocab": 64})
+    embedding = blocks.Embedding(64, 32)
+    table = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    tokens = np.arange(24).reshape(8, 3).astype(np.int32)
+
+    def look_up(table, tokens):
+        return bind(embedding, {"weight": table})(tokens, layout, jnp.dtype("float32"))
+
+    place = jax.sharding.NamedSharding(layout.mesh, layout.stored(("vocab", "embed")))
+    given = jax.device_put(table, place), jax.device_put(tokens, layout.sharding(("batch", None)))
+    program = jax.jit(look_up).lower(*given).compile()
+    np.testing.assert_array_equal(np.asarray(program(*given)), table[tokens])
+    gathered = re.findall(r"= (\S+?)\{\S* all-gather", program.as_text())
+    assert gathered
+    assert "f32[16,32]" not in gathered
 
 
 def test_a_weight_that_is_gathered_waits_for_its_rows():
