@@ -5,7 +5,9 @@ one table, `ShardingRules`, says which mesh axis each of them lies on, and `Layo
 resolved for one model on one mesh. Nothing outside this room names a mesh axis, and every sum over
 the model axis goes through `reduce_model`.
 
-Rooms: `mesh` (parse, simulate, build), `rules` (table and layout), `reduce` (sums), `report`,
+Rooms: `mesh` (parse, build), `rules` (the table, and which cannot be), `presets` (tables by name,
+from files), `layout` (a table resolved), `reduce` (sums), `report` (where things lie), `moves`
+(what travels between two layouts), `simulate`, `described` (devices that are not there),
 `accelerators` (what a machine's files show).
 It knows nothing of models, checkpoints or programs.
 """
