@@ -17,7 +17,6 @@ from tpuinfer.errors import ConfigError
 from tpuinfer.models import sizes
 from tpuinfer.sharding.mesh import parse_mesh
 from tpuinfer.sharding.presets import load_rules
-from tpuinfer.sharding.rules import ShardingRules
 
 flags.adopt_module_key_flags(shared)
 
@@ -151,7 +150,7 @@ def _settings(mode: str, options: Options) -> Settings:
         slots = max(options.batch) if mode == "decode" else _SLOTS[mode]
         shards = 1
         if chosen.mesh != "auto":  # which is chosen for the slots
-            rules = load_rules(chosen.rules) if chosen.rules else ShardingRules()
+            rules = load_rules(chosen.rules)
             shards = rules.data_shards(dict(parse_mesh(chosen.mesh).axes))
         chosen = dataclasses.replace(chosen, slots=-(-slots // shards) * shards)
     by_slots = "x" in str(chosen.slots)

@@ -8,25 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tpuinfer.cache.held import Ring
 from tpuinfer.ops import attention
 
 KV, GROUP, HEAD = 2, 3, 4
-
-
-@struct.dataclass
-class Ring:
-    """What attention needs of a ring."""
-
-    keys: jax.Array
-    values: jax.Array
-    window: int | None = struct.field(pytree_node=False)
-    sinks: int = struct.field(pytree_node=False)
-    key_scale: jax.Array | None = None
-    value_scale: jax.Array | None = None
 
 
 def dense(q, k, v, valid):

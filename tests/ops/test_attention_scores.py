@@ -6,23 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import struct
 
+from tpuinfer.cache.held import Ring
 from tpuinfer.ops import attention
 
 ROWS, KV, GROUP, WIDTH, HEAD, LENGTH = 2, 2, 3, 2, 4, 8
 CAP = 2.0
 LEARNED = np.array([-1.0, 0.5, 3.0, 0.0, 9.0, -20.0], np.float32)
-
-
-@struct.dataclass
-class Ring:
-    keys: jax.Array
-    values: jax.Array
-    window: int | None = struct.field(pytree_node=False, default=None)
-    sinks: int = struct.field(pytree_node=False, default=0)
-    key_scale: jax.Array | None = None
-    value_scale: jax.Array | None = None
 
 
 def normal(seed, *shape):

@@ -139,7 +139,8 @@ def test_a_file_changes_a_preset_and_prefill_changes_that(toml):
 
 def test_presets_are_loaded_by_name():
     assert all(load_rules(name) is table for name, table in PRESETS.items())
-    assert load_rules("1d") == ShardingRules()
+    assert load_rules("1d") == load_rules(None) == load_rules("") == ShardingRules()
+    assert load_rules(PRESETS["2d"]) is PRESETS["2d"]
     with pytest.raises(MeshError, match="'fdsp', which is no file and no preset; nearest: 'fsdp'"):
         load_rules("fdsp")
 

@@ -25,7 +25,6 @@ from tpuinfer.errors import ConfigError
 from tpuinfer.quant.qarray import bytes_of
 from tpuinfer.sharding.mesh import parse_mesh
 from tpuinfer.sharding.presets import load_rules
-from tpuinfer.sharding.rules import ShardingRules
 from tpuinfer.sharding.simulate import prepare_cpu_devices
 from tpuinfer.tokenizer.load import load_tokenizer
 
@@ -179,7 +178,7 @@ class _Reading:
 
 
 def _plan(variant: Variant, window: int, cache_dir: Path | None, progress: Progress) -> Plan:
-    rules = load_rules(variant.rules) if variant.rules else ShardingRules()
+    rules = load_rules(variant.rules)
     slots = rules.data_shards(dict(parse_mesh(variant.mesh).axes))
     return build.make_plan(
         variant.model,

@@ -182,7 +182,7 @@ def _plan(
         hf_config = sizes.find(random_weights)
         config = registry.read_config(hf_config)
         assert isinstance(config, ModelConfig), "sizes.toml holds decoders"
-        rules = load_rules(chosen.rules) if chosen.rules else None
+        rules = load_rules(chosen.rules)
         plan = plan_to_fit(
             config, mesh=mesh, rules=rules, dtype=dtype, weights=weights, engine=engine
         )

@@ -104,7 +104,7 @@ def make_any_plan(
     """As `make_plan`, of a model that makes text or of one that makes vectors."""
     asked = check_dtype(dtype)
     prepare_cpu_devices(parse_mesh(mesh).size)
-    table = rules if isinstance(rules, ShardingRules) else load_rules(rules) if rules else None
+    table = load_rules(rules)
     path = checkpoint_load.resolve(
         model,
         dtype=asked,

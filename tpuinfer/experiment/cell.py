@@ -156,10 +156,7 @@ def tables_of(rules: Tables) -> dict[str, ShardingRules]:
     if isinstance(rules, ShardingRules):
         return {"rules": rules}
     if isinstance(rules, Mapping):
-        return {
-            name: one if isinstance(one, ShardingRules) else load_rules(one)
-            for name, one in rules.items()
-        }
+        return {name: load_rules(one) for name, one in rules.items()}
     texts = [str(one) for one in ([rules] if isinstance(rules, str | Path) else rules)]
     texts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
     if not texts:

@@ -91,8 +91,7 @@ def best_mesh(
     Raises:
       OutOfMemoryError: none fits. TpuinferError: the model or the slice cannot be found.
     """
-    asked = EngineConfig.parse(slots, context, **engine)
-    table = rules if isinstance(rules, ShardingRules) else load_rules(rules) if rules else None
+    asked, table = EngineConfig.parse(slots, context, **engine), load_rules(rules)
     if topology is None:
         name = str(model)
         config, stored = _described(name) or _fetched(Settings(name, dtype=dtype, weights=weights))
@@ -122,7 +121,7 @@ def for_settings(
         config, stored = registry.read_config(sizes.find(random_weights)), None
     else:
         config, stored = _fetched(chosen, cache_dir, progress)
-    rules = load_rules(chosen.rules) if chosen.rules else None
+    rules = load_rules(chosen.rules)
     name = random_weights or chosen.model
     return _here(_Asked(name, config, engine, chosen.weights, rules, chosen.dtype, stored))
 

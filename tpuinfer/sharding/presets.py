@@ -43,8 +43,8 @@ PRESETS: Mapping[str, ShardingRules] = types.MappingProxyType(
 _ENTRIES = ("preset", "reduce", "gather", "axes", "fallback", "prefill")
 
 
-def load_rules(source: str | Path) -> ShardingRules:
-    """A preset by name, or rules from TOML.
+def load_rules(source: str | Path | ShardingRules | None) -> ShardingRules:
+    """A preset by name, or rules from TOML; a table as it is, and the default one for nothing.
 
     A file has `preset` (the table that it changes; "1d" if it names none), `reduce`, `gather`, the
     tables [axes] and [fallback], and [prefill] with the same entries: what differs there. What is
@@ -54,6 +54,10 @@ def load_rules(source: str | Path) -> ShardingRules:
     Raises:
       MeshError: an unknown preset, table, axis or value. ConfigError: the file cannot be read.
     """
+    if isinstance(source, ShardingRules):
+        return source
+    if source is None or source == "":
+        return DEFAULT
     if (found := PRESETS.get(str(source))) is not None:
         return found
     path = Path(source)

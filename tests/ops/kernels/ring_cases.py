@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from tpuinfer.cache.held import Ring
 from tpuinfer.ops import attention
 from tpuinfer.ops.kernels import ring as kernels
 from tpuinfer.quant.rows import as_stored, round_rows
@@ -16,18 +16,6 @@ from tpuinfer.quant.rows import as_stored, round_rows
 SLOTS = 4
 FAST = {"xla_backend_optimization_level": 0}
 """Interpreted kernels are large programs: they compile sooner so."""
-
-
-@struct.dataclass
-class Ring:
-    """What attention needs of a ring."""
-
-    keys: jax.Array
-    values: jax.Array
-    window: int | None = struct.field(pytree_node=False)
-    sinks: int = struct.field(pytree_node=False)
-    key_scale: jax.Array | None = None
-    value_scale: jax.Array | None = None
 
 
 @dataclass(frozen=True)
