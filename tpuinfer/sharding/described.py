@@ -4,6 +4,7 @@ This and `sharding.simulate` are what must act before a backend exists: the comp
 for the machine's own TPU, and for other processes that hold it, unless it is told not to.
 """
 
+import functools
 import importlib.util
 import os
 from typing import Any
@@ -41,14 +42,23 @@ def described_devices(name: str) -> list[Any]:
             "the TPU compiler is not installed: pip install 'tpuinfer[tpu]' (no TPU is needed)"
         )
     os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
-    one_chip = set(name.partition(":")[2].split("x")) == {"1"}
-    options: dict[str, Any] = {"chips_per_host_bounds": [1, 1, 1]} if one_chip else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        return list(_description(name).devices)
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
         raise MeshError(f"the TPU compiler does not know {name}: {text[:200]}") from error
-    return list(found.devices)
+
+
+@functools.cache
+def _description(name: str) -> Any:
+    """One for the whole process.
+
+    With two of a v6e, compiling for the second after the first is a segmentation fault in libtpu
+    0.0.42.1.
+    """
+    one_chip = set(name.partition(":")[2].split("x")) == {"1"}
+    options: dict[str, Any] = {"chips_per_host_bounds": [1, 1, 1]} if one_chip else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
 
 
 def described_mesh(name: str, shape: MeshShape) -> Mesh:
